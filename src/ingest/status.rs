@@ -1,0 +1,223 @@
+//! What the poller shows of itself: whether the gateway sees upstream, up to when, and what it could not do.
+//!
+//! Frontends put it in `GET /v1/stream`, in bookmarks and heartbeats, so that a reader can tell a quiet fleet from a
+//! blind gateway. It is a snapshot behind a watch channel: readers never wait for the poller.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use jiff::{Timestamp, civil::Date};
+use serde_json::{Value, json};
+
+/// How every other part follows the poller.
+pub type StatusReceiver = tokio::sync::watch::Receiver<Arc<Status>>;
+
+/// Whether upstream can be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum UpstreamState {
+    /// Polls succeed.
+    Ok,
+    /// No poll has succeeded yet, or none for longer than a few poll intervals.
+    #[default]
+    Stale,
+    /// The key was refused; nothing is read until it is replaced.
+    AuthFailed,
+    /// Upstream answers 429 although the budget was kept.
+    RateLimited,
+}
+
+impl UpstreamState {
+    /// The spelling of the contract.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Stale => "stale",
+            Self::AuthFailed => "auth_failed",
+            Self::RateLimited => "rate_limited",
+        }
+    }
+}
+
+/// How the list is read, which decides how late an event may appear and still be found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Mode {
+    /// Not known yet.
+    #[default]
+    Unknown,
+    /// Sorted, newest first: overlapping pages from the head.
+    NewestFirst,
+    /// Sorted, oldest first: overlapping pages from the end.
+    OldestFirst,
+    /// Not sorted, or paging can't be trusted: windows that fit one page.
+    Windows,
+}
+
+impl Mode {
+    /// As shown to operators.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::NewestFirst => "newest_first",
+            Self::OldestFirst => "oldest_first",
+            Self::Windows => "windows",
+        }
+    }
+}
+
+/// The first read of what happened before the gateway was installed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum BackfillState {
+    /// Not asked for.
+    #[default]
+    Off,
+    /// Days read and days asked for.
+    Running {
+        /// Days read to the end.
+        days_done: u32,
+        /// Days to read.
+        days_total: u32,
+    },
+    /// All days were read.
+    Done {
+        /// Days read.
+        days_total: u32,
+    },
+}
+
+impl BackfillState {
+    fn to_json(self) -> Value {
+        match self {
+            Self::Off => json!({"state": "off"}),
+            Self::Running { days_done, days_total } => {
+                json!({"state": "running", "days_done": days_done, "days_total": days_total})
+            }
+            Self::Done { days_total } => {
+                json!({"state": "done", "days_done": days_total, "days_total": days_total})
+            }
+        }
+    }
+}
+
+/// What is known of one UTC day's completeness.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum DayState {
+    /// Upstream's count and the log's agree.
+    Verified,
+    /// Not compared yet, or being repaired.
+    Pending,
+    /// Something is missing and upstream no longer has it.
+    Gap,
+    /// Upstream gives no count to compare with.
+    Unavailable,
+}
+
+impl DayState {
+    /// The spelling of the contract.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Verified => "verified",
+            Self::Pending => "pending",
+            Self::Gap => "gap",
+            Self::Unavailable => "unavailable",
+        }
+    }
+}
+
+/// A snapshot of the poller.
+#[derive(Debug, Clone, Default)]
+pub struct Status {
+    /// Whether upstream can be read.
+    pub state: UpstreamState,
+    /// Everything that upstream showed up to this time has been read; does not move while a hole is being walked.
+    pub seen_until: Option<Timestamp>,
+    /// When a request last succeeded.
+    pub last_success: Option<Timestamp>,
+    /// What upstream said or what is wrong, for the operator; None while all is well.
+    pub message: Option<String>,
+    /// How the list is read.
+    pub mode: Mode,
+    /// How late an event may become visible upstream and still be found by sweeps alone, in seconds.
+    pub horizon_s: u64,
+    /// The durable floor: every event visible before it has been appended.
+    pub floor: Option<Timestamp>,
+    /// When the last complete sweep began.
+    pub last_sweep: Option<Timestamp>,
+    /// Events appended since start.
+    pub appended: u64,
+    /// Events that stayed partial since start.
+    pub partial: u64,
+    /// Rows and events that can't be stored, since start.
+    pub quarantined: u64,
+    /// Rows seen again with changed content, since start.
+    pub revised: u64,
+    /// Events whose event_id another event had, since start.
+    pub conflicts: u64,
+    /// Rows found deeper than the tail reads, since start.
+    pub late_found: u64,
+    /// State of the backfill.
+    pub backfill: BackfillState,
+    /// What the probe found, with what later pages contradicted.
+    pub probe: Value,
+    /// Budget use by class.
+    pub budget: Value,
+    /// Days whose completeness is followed.
+    pub completeness: BTreeMap<Date, DayState>,
+}
+
+impl Status {
+    /// The `upstream` object of `GET /v1/stream`. `now` gives the lag: seconds since [`seen_until`](Self::seen_until).
+    pub fn to_json(&self, now: Timestamp) -> Value {
+        let lag = self.seen_until.map(|seen| (now.duration_since(seen).as_millis().max(0) as f64) / 1e3);
+        let days: serde_json::Map<_, _> =
+            self.completeness.iter().map(|(day, state)| (day.to_string(), state.as_str().into())).collect();
+        json!({
+            "state": self.state.as_str(),
+            "seen_until": self.seen_until.map(|t| t.to_string()),
+            "lag_seconds": lag,
+            "last_success": self.last_success.map(|t| t.to_string()),
+            "message": self.message,
+            "mode": self.mode.as_str(),
+            "horizon_seconds": self.horizon_s,
+            "floor": self.floor.map(|t| t.to_string()),
+            "last_sweep": self.last_sweep.map(|t| t.to_string()),
+            "appended": self.appended,
+            "partial": self.partial,
+            "quarantined": self.quarantined,
+            "revised": self.revised,
+            "conflicts": self.conflicts,
+            "late_found": self.late_found,
+            "backfill": self.backfill.to_json(),
+            "probe": self.probe,
+            "budget": self.budget,
+            "completeness": days,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fresh_gateway_says_that_it_is_blind() {
+        let shown = Status::default().to_json(Timestamp::UNIX_EPOCH);
+        assert_eq!(shown["state"], "stale");
+        assert_eq!(shown["seen_until"], Value::Null);
+        assert_eq!(shown["lag_seconds"], Value::Null);
+        assert_eq!(shown["backfill"]["state"], "off");
+    }
+
+    #[test]
+    fn lag_is_measured_from_what_was_seen_and_never_negative() {
+        let seen: Timestamp = "2025-11-05T08:00:00Z".parse().unwrap();
+        let status = Status {
+            seen_until: Some(seen),
+            completeness: [("2025-11-04".parse().unwrap(), DayState::Verified)].into(),
+            ..Status::default()
+        };
+        let later = status.to_json("2025-11-05T08:00:01.5Z".parse().unwrap());
+        assert_eq!(later["lag_seconds"].as_f64(), Some(1.5));
+        assert_eq!(later["completeness"]["2025-11-04"], "verified");
+        let earlier = status.to_json("2025-11-05T07:59:59Z".parse().unwrap());
+        assert_eq!(earlier["lag_seconds"].as_f64(), Some(0.0));
+    }
+}
