@@ -17,6 +17,9 @@
 //!   answers [`AppendError::Fenced`], for ever.
 //! - **Errors** say whether retrying can help ([`AppendError::retryable`], [`KvError::retryable`]).
 
+pub mod conformance;
+pub mod embedded;
+
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;

@@ -8,8 +8,8 @@
 //! | [`clock`] | time, passed in |
 //! | [`event`] | the domain model: event, identity, filter, cursor, encodings; no I/O |
 //! | [`globalsim`] | upstream: client, wire types, request budget, and the simulator of it |
-//! | [`log`] | the stored stream: segments, index, recovery, retention, reader; the small key-value store |
-//! | [`bus`] | where events are made durable: the trait, its contract, the embedded backend, the conformance suite |
+//! | [`log`] | the stored stream: segments, index, recovery, retention, reader |
+//! | [`bus`] | where events are made durable: the trait, its contract, the embedded backend with its small key-value store, the conformance suite |
 //! | [`ingest`] | the poller: walk, schedule, floor, details |
 //! | [`hub`] | live fan-out: filter groups, shared frames, history spliced to live |
 //! | [`auth`] | who may see what |

@@ -188,6 +188,11 @@ impl Log {
         Ok(seqs)
     }
 
+    /// Why appends fail at the moment; None while they can succeed.
+    pub fn unwritable(&self) -> Option<String> {
+        None
+    }
+
     /// What is remembered of an id.
     pub fn find(&self, id: &str) -> Option<KnownId> {
         self.inner.read().ids.get(&id_hash(id)).copied()
