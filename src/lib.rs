@@ -23,6 +23,7 @@ pub mod auth;
 pub mod bus;
 pub mod clock;
 pub mod event;
+pub mod frontends;
 pub mod globalsim;
 pub mod ingest;
 pub mod lifecycle;
