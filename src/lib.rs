@@ -25,6 +25,7 @@ pub mod clock;
 pub mod event;
 pub mod frontends;
 pub mod globalsim;
+pub mod hub;
 pub mod ingest;
 pub mod lifecycle;
 pub mod log;

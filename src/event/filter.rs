@@ -108,6 +108,13 @@ impl Filter {
         let mut filter = Self::default();
         let mut warnings = Vec::new();
         for (name, values) in lists {
+            if !FIELDS.contains(&name) {
+                return Err(FilterError {
+                    field: name.to_owned(),
+                    message: format!("{name:?} is no filter key"),
+                    hint: Some(suggest(name)),
+                });
+            }
             if values.len() > limits.values_per_list {
                 let max = limits.values_per_list;
                 return Err(FilterError {
@@ -165,7 +172,7 @@ impl Filter {
         let refuse = |message: String, hint: Option<String>| {
             Err(FilterError { field: name.to_owned(), message, hint })
         };
-        if value.is_empty() && FIELDS.contains(&name) {
+        if value.is_empty() {
             return refuse(
                 format!("{name} holds an empty text"),
                 Some("leave the list out to match all".into()),
@@ -199,7 +206,7 @@ impl Filter {
             "country" => self.country.push(fold(value).into_owned()),
             "operator" => self.operator.push(fold(value).into_owned()),
             "network_type" => self.network_type.push(fold(value).into_owned()),
-            "exclude_flags" => match Flag::parse(value) {
+            _ => match Flag::parse(value) {
                 Some(flag) => self.exclude_flags.insert(flag),
                 None => {
                     let known: Vec<_> = Flag::ALL.into_iter().map(Flag::as_str).collect();
@@ -209,13 +216,6 @@ impl Filter {
                     );
                 }
             },
-            _ => {
-                return Err(FilterError {
-                    field: name.to_owned(),
-                    message: format!("{name:?} is no filter key"),
-                    hint: Some(suggest(name)),
-                });
-            }
         }
         Ok(())
     }
@@ -311,12 +311,18 @@ impl Filter {
 pub struct Predicate {
     filter: Filter,
     scope: Option<Filter>,
+    unfiltered: bool,
 }
 
 impl Predicate {
     /// A filter within a scope; the scope of a token without one is None.
     pub fn new(filter: Filter, scope: Option<Filter>) -> Self {
-        Self { filter, scope: scope.filter(|scope| !scope.is_empty()) }
+        Self { filter, scope: scope.filter(|scope| !scope.is_empty()), unfiltered: false }
+    }
+
+    /// Everything, the gateway's own events included: for readers inside the gateway.
+    pub fn unfiltered() -> Self {
+        Self { unfiltered: true, ..Self::default() }
     }
 
     /// The reader's own filter.
@@ -326,6 +332,9 @@ impl Predicate {
 
     /// Whether an event matches both.
     pub fn matches(&self, keys: &Keys<'_>) -> bool {
+        if self.unfiltered {
+            return true;
+        }
         self.filter.matches(keys) && self.scope.as_ref().is_none_or(|scope| in_scope(scope, keys))
     }
 
