@@ -10,12 +10,14 @@
 //! - [`client`] sends one request and gives one whole page or a typed [`Error`], never a part of a page;
 //! - [`wire`] turns a row of either shape into an [`Event`](crate::event::Event) without losing a field;
 //! - [`budget`] is the gate that every request passes, so that upstream never counts more than it was told;
-//! - [`key`] holds the API key so that it can't be printed.
+//! - [`key`] holds the API key so that it can't be printed;
+//! - [`simulator`] is an upstream of our own, for tests and trials, that can be made as awkward as all that allows.
 
 pub mod budget;
 pub mod client;
 pub mod error;
 pub mod key;
+pub mod simulator;
 pub mod wire;
 
 pub use budget::{BudgetConfig, BudgetError, Class, Gate, Slot, Usage};

@@ -21,6 +21,7 @@
 
 pub mod auth;
 pub mod bus;
+pub mod cli;
 pub mod clock;
 pub mod event;
 pub mod frontends;
