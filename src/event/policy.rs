@@ -38,7 +38,7 @@ impl FieldRule {
 }
 
 /// The rules of one token.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+#[derive(Clone, PartialEq, Eq, Hash, Default)]
 pub struct FieldPolicy {
     /// `data.iccid` and `subject`.
     pub iccid: FieldRule,
@@ -52,6 +52,19 @@ pub struct FieldPolicy {
     pub extra: bool,
     /// Key of the pseudonyms.
     pub key: Arc<[u8]>,
+}
+
+impl std::fmt::Debug for FieldPolicy {
+    /// Without the key: who has it can undo the pseudonyms.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FieldPolicy")
+            .field("iccid", &self.iccid)
+            .field("msisdn", &self.msisdn)
+            .field("ip_address", &self.ip_address)
+            .field("details", &self.details)
+            .field("extra", &self.extra)
+            .finish_non_exhaustive()
+    }
 }
 
 impl FieldPolicy {
