@@ -23,6 +23,7 @@ pub mod auth;
 pub mod bus;
 pub mod cli;
 pub mod clock;
+pub mod config;
 pub mod event;
 pub mod frontends;
 pub mod globalsim;

@@ -1,0 +1,244 @@
+//! Every key, every default, and every mistake at once.
+//!
+//! One table, [`schema::KEYS`], says what can be configured; from it come the defaults, the commented default file,
+//! the names of the environment variables, the type errors and the suggestions for mistyped keys. A [`Config`] is
+//! made only when nothing is wrong; otherwise [`Mistakes`] lists all that is, each with its key, its place, and what
+//! to do. Sources, later ones win: defaults, the TOML file, `SIMCAST__SECTION__KEY`, flags.
+//!
+//! Nobody but `app` and `cli` reads this module: each part is handed its own section.
+
+mod build;
+mod print;
+mod rules;
+pub mod schema;
+mod source;
+mod tokens;
+mod value;
+
+use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
+
+use crate::{auth, observability::LogConfig};
+
+pub use build::load;
+pub use print::default_file;
+pub use source::{Origin, Sources};
+
+/// Everything that was configured, checked.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// `[upstream]`
+    pub upstream: Upstream,
+    /// `[ingest]`
+    pub ingest: Ingest,
+    /// `[bus.embedded]`
+    pub embedded: Embedded,
+    /// `[http]`
+    pub http: Http,
+    /// `[grpc]`
+    pub grpc: Grpc,
+    /// `[admin]`
+    pub admin: Admin,
+    /// `[auth]`
+    pub auth: auth::Config,
+    /// `[limits]`
+    pub limits: Limits,
+    /// `[log]`
+    pub log: LogConfig,
+    /// Legal, but worth a second look; to be logged at start.
+    pub warnings: Vec<String>,
+    /// What holds for each key and where it comes from, secrets blotted out; for `check`.
+    pub effective: Vec<Effective>,
+}
+
+/// One key as it holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Effective {
+    /// Path of the key.
+    pub key: String,
+    /// Its value as TOML, `***` for a secret, None where it is unset.
+    pub value: Option<String>,
+    /// Where it comes from.
+    pub origin: Origin,
+}
+
+/// `[upstream]`: the GlobalSIM API.
+#[derive(Debug, Clone)]
+pub struct Upstream {
+    /// Last part of every event's `source`.
+    pub name: String,
+    /// Without a slash at its end.
+    pub base_url: String,
+    /// The key.
+    pub api_key: KeySource,
+    /// How the key is sent.
+    pub auth: UpstreamAuth,
+    /// Requests that the gateway allows itself in any 60 s.
+    pub requests_per_minute: u32,
+    /// Requests that upstream allows.
+    pub limit_per_minute: u32,
+    /// Days before the first start that are read.
+    pub backfill_days: u32,
+    /// Whether appends wait for details.
+    pub details: Details,
+    /// At most this long.
+    pub details_wait: Duration,
+}
+
+/// A text that is never shown.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Takes a secret.
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    /// The text, for the one place that needs it.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+/// Where the API key comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KeySource {
+    /// `api_key`
+    Inline(Secret),
+    /// `api_key_file`: its only line; readable when the configuration was checked.
+    File(PathBuf),
+}
+
+/// How the key is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UpstreamAuth {
+    /// Found out by trying.
+    Auto,
+    /// `Authorization: Bearer`.
+    Bearer,
+    /// `X-API-Key`.
+    XApiKey,
+}
+
+/// What is done about rows that lack details (design section 3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Details {
+    /// Append waits a little for them.
+    Wait,
+    /// Append never waits; a completed copy follows.
+    Follow,
+    /// Never asked for.
+    Off,
+}
+
+/// `[ingest]`: the poller.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ingest {
+    /// Events observed later than this after their time are flagged `late`.
+    pub late_after: Duration,
+    /// How late an event may become visible upstream and still be found by sweeps.
+    pub lateness: Duration,
+}
+
+/// `[bus.embedded]`: the log in files of its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Embedded {
+    /// Directory, made when missing.
+    pub path: PathBuf,
+    /// Days that events are kept.
+    pub retention_days: u32,
+    /// Bytes that events may take.
+    pub retention_bytes: u64,
+}
+
+/// `[http]`: REST, SSE, WebSocket, console.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Http {
+    /// Where to listen.
+    pub listen: SocketAddr,
+    /// Origins besides the gateway's own whose pages may call it.
+    pub allowed_origins: Vec<String>,
+    /// Host names besides loopback names and the listen address under which the gateway is reached.
+    pub allowed_hosts: Vec<String>,
+}
+
+/// `[grpc]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Grpc {
+    /// Where to listen.
+    pub listen: SocketAddr,
+    /// Whether clients may ask for the schema.
+    pub reflection: bool,
+}
+
+/// `[admin]`: health and metrics.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Admin {
+    /// Where to listen.
+    pub listen: SocketAddr,
+}
+
+/// `[limits]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Connections of all frontends together.
+    pub connections: usize,
+    /// Subscriptions on one connection.
+    pub subscriptions_per_connection: usize,
+    /// Values in one list of a filter.
+    pub filter_values: usize,
+    /// The same where the filter comes in a REST body.
+    pub filter_values_body: usize,
+    /// Bytes of a request's URL.
+    pub url_bytes: usize,
+    /// Bytes of a request's body.
+    pub body_bytes: usize,
+}
+
+/// One thing that is wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mistake {
+    /// Path of the key.
+    pub key: String,
+    /// Where it was given.
+    pub origin: Origin,
+    /// What is wrong.
+    pub problem: String,
+    /// What to do.
+    pub cure: String,
+}
+
+impl fmt::Display for Mistake {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.origin {
+            Origin::Default => write!(f, "{}: {}; {}", self.key, self.problem, self.cure),
+            origin => write!(f, "{} ({origin}): {}; {}", self.key, self.problem, self.cure),
+        }
+    }
+}
+
+/// All that is wrong with a configuration; never empty. Terminal: it has to be edited.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mistakes(pub Vec<Mistake>);
+
+impl std::error::Error for Mistakes {}
+
+impl fmt::Display for Mistakes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let plural = if self.0.len() == 1 { "mistake" } else { "mistakes" };
+        write!(f, "the configuration has {} {plural}:", self.0.len())?;
+        for mistake in &self.0 {
+            write!(f, "\n  {mistake}")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

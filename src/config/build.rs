@@ -1,0 +1,243 @@
+//! From sources to a [`Config`]: every value is read and checked first, then the sections are filled.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
+
+use super::{
+    Admin, Config, Details, Effective, Embedded, Grpc, Http, Ingest, KeySource, Limits, Mistake, Mistakes,
+    Secret, Upstream, UpstreamAuth, rules,
+    schema::{self, Fallback, KEYS},
+    source::{Located, Origin, Sources, collect, inline},
+    tokens,
+    value::Value,
+};
+use crate::{
+    auth,
+    observability::{LogConfig, LogFormat},
+};
+
+/// Reads, checks and composes a configuration.
+///
+/// # Errors
+/// [`Mistakes`], all of them; exit code 64.
+pub fn load(sources: &Sources) -> Result<Config, Mistakes> {
+    let mut mistakes = Vec::new();
+    let given = collect(sources, &mut mistakes);
+    let mut values = Values::defaults();
+    let mut token_list = None;
+    for (path, located) in given {
+        if path == schema::TOKENS {
+            token_list = Some(located);
+        } else {
+            values.set(&path, &located, &mut mistakes);
+        }
+    }
+    let pseudonym_key = values.set_text("auth.pseudonym_key");
+    let tokens = token_list.map_or_else(Vec::new, |list| tokens::read(&list, pseudonym_key, &mut mistakes));
+    let warnings = rules::check(&values, &tokens, &mut mistakes);
+    if !mistakes.is_empty() {
+        return Err(Mistakes(mistakes));
+    }
+    let effective = values.effective(&tokens);
+    Ok(values.config(auth::Config { tokens }, warnings, effective))
+}
+
+/// The value of every key, and where it comes from.
+pub struct Values {
+    held: BTreeMap<&'static str, (Value, Origin)>,
+    /// Keys with a mistake: rules between keys pass over them.
+    bad: BTreeSet<&'static str>,
+}
+
+impl Values {
+    fn defaults() -> Self {
+        let held = KEYS.iter().map(|key| {
+            let value = match key.default {
+                Fallback::Is(text) => key.kind.read(&inline(text), false).unwrap_or(Value::Unset),
+                Fallback::Unset(_) => Value::Unset,
+            };
+            (key.path, (value, Origin::Default))
+        });
+        Self { held: held.collect(), bad: BTreeSet::new() }
+    }
+
+    fn set(&mut self, path: &str, located: &Located, mistakes: &mut Vec<Mistake>) {
+        let mut wrong = |problem: String, cure: String| {
+            mistakes.push(Mistake { key: path.to_owned(), origin: located.origin.clone(), problem, cure });
+        };
+        let Some(key) = schema::find(path) else {
+            if schema::is_section(path) {
+                wrong("it is a section".into(), format!("write [{path}] and its keys below"));
+            } else {
+                wrong("there is no such key".into(), schema::advice(path));
+            }
+            return;
+        };
+        match key.kind.read(&located.raw, located.loose()) {
+            Ok(value) => {
+                // A stronger source repairs what a weaker one has wrong only if that is corrected too: a mistake
+                // that waits in the file until a variable is unset would be found at the worst time.
+                self.held.insert(key.path, (value, located.origin.clone()));
+            }
+            Err(problem) => {
+                self.bad.insert(key.path);
+                let nats = key.path == "bus.kind" && problem.what.contains("\"nats\"");
+                if nats {
+                    wrong(
+                        "this build has only the embedded log, NATS is not in it".into(),
+                        "set bus.kind = \"embedded\"".into(),
+                    );
+                } else {
+                    wrong(problem.what, problem.cure);
+                }
+            }
+        }
+    }
+
+    /// Whether a key has no mistake of its own.
+    pub fn good(&self, path: &str) -> bool {
+        !self.bad.contains(path)
+    }
+
+    /// Where a key's value comes from.
+    pub fn origin(&self, path: &str) -> Origin {
+        self.held.get(path).map_or(Origin::Default, |(_, origin)| origin.clone())
+    }
+
+    fn get(&self, path: &str) -> &Value {
+        self.held.get(path).map_or(&Value::Unset, |(value, _)| value)
+    }
+
+    /// Text of a key that is set.
+    pub fn set_text(&self, path: &str) -> Option<&str> {
+        match self.get(path) {
+            Value::Text(text) => Some(text),
+            _ => None,
+        }
+    }
+
+    fn text(&self, path: &str) -> String {
+        self.set_text(path).unwrap_or_default().to_owned()
+    }
+
+    /// Number of a key.
+    pub fn number(&self, path: &str) -> u64 {
+        match self.get(path) {
+            Value::Integer(number) => *number,
+            _ => 0,
+        }
+    }
+
+    // The table bounds every number below these types' largest, so that the conversions never saturate.
+    fn small(&self, path: &str) -> u32 {
+        u32::try_from(self.number(path)).unwrap_or(u32::MAX)
+    }
+
+    fn count(&self, path: &str) -> usize {
+        usize::try_from(self.number(path)).unwrap_or(usize::MAX)
+    }
+
+    fn seconds(&self, path: &str) -> Duration {
+        Duration::from_secs(self.number(path))
+    }
+
+    fn list(&self, path: &str) -> Vec<String> {
+        match self.get(path) {
+            Value::List(items) => items.clone(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// Address of a key; one that can't be read is a mistake already, any will do then.
+    pub fn address(&self, path: &str) -> SocketAddr {
+        let parsed = self.set_text(path).and_then(|text| text.parse().ok());
+        parsed.unwrap_or_else(|| SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))
+    }
+
+    fn effective(&self, tokens: &[auth::TokenConfig]) -> Vec<Effective> {
+        let shown = KEYS.iter().map(|key| Effective {
+            key: key.path.to_owned(),
+            value: key.kind.show(self.get(key.path)),
+            origin: self.origin(key.path),
+        });
+        let tokens = tokens.iter().enumerate().map(|(index, token)| Effective {
+            key: format!("{}[{index}]", schema::TOKENS),
+            value: Some(format!("{:?}", token.name)),
+            origin: Origin::Default,
+        });
+        shown.chain(tokens).collect()
+    }
+
+    fn config(&self, auth: auth::Config, warnings: Vec<String>, effective: Vec<Effective>) -> Config {
+        Config {
+            upstream: self.upstream(),
+            ingest: Ingest {
+                late_after: self.seconds("ingest.late_after_s"),
+                lateness: self.seconds("ingest.lateness"),
+            },
+            embedded: Embedded {
+                path: PathBuf::from(self.text("bus.embedded.path")),
+                retention_days: self.small("bus.embedded.retention_days"),
+                retention_bytes: self.number("bus.embedded.retention_bytes"),
+            },
+            http: Http {
+                listen: self.address("http.listen"),
+                allowed_origins: self.list("http.allowed_origins"),
+                allowed_hosts: self.list("http.allowed_hosts"),
+            },
+            grpc: Grpc {
+                listen: self.address("grpc.listen"),
+                reflection: *self.get("grpc.reflection") == Value::Boolean(true),
+            },
+            admin: Admin { listen: self.address("admin.listen") },
+            auth,
+            limits: Limits {
+                connections: self.count("limits.connections"),
+                subscriptions_per_connection: self.count("limits.subscriptions_per_connection"),
+                filter_values: self.count("limits.filter_values"),
+                filter_values_body: self.count("limits.filter_values_body"),
+                url_bytes: self.count("limits.url_bytes"),
+                body_bytes: self.count("limits.body_bytes"),
+            },
+            log: LogConfig {
+                format: match self.text("log.format").as_str() {
+                    "json" => LogFormat::Json,
+                    _ => LogFormat::Text,
+                },
+                level: self.text("log.level"),
+            },
+            warnings,
+            effective,
+        }
+    }
+
+    fn upstream(&self) -> Upstream {
+        let inline = self.set_text("upstream.api_key");
+        Upstream {
+            name: self.text("upstream.name"),
+            base_url: self.text("upstream.base_url"),
+            api_key: match inline {
+                Some(key) => KeySource::Inline(Secret::new(key.trim())),
+                None => KeySource::File(PathBuf::from(self.text("upstream.api_key_file"))),
+            },
+            auth: match self.text("upstream.auth").as_str() {
+                "bearer" => UpstreamAuth::Bearer,
+                "x-api-key" => UpstreamAuth::XApiKey,
+                _ => UpstreamAuth::Auto,
+            },
+            requests_per_minute: self.small("upstream.requests_per_minute"),
+            limit_per_minute: self.small("upstream.limit_per_minute"),
+            backfill_days: self.small("upstream.backfill_days"),
+            details: match self.text("upstream.details").as_str() {
+                "follow" => Details::Follow,
+                "off" => Details::Off,
+                _ => Details::Wait,
+            },
+            details_wait: Duration::from_millis(self.number("upstream.details_wait_ms")),
+        }
+    }
+}
