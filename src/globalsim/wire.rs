@@ -12,12 +12,20 @@
 //! Derived, not received: `mcc` and `mnc` out of `network_code`, and `country_code` out of the MCC where upstream
 //! gives none (activity rows never do; sessions do).
 
+pub(super) mod answer;
+mod fields;
+mod plmn;
+mod row;
+#[cfg(test)]
+mod tests;
+pub mod time;
+
 use std::sync::Arc;
 
 use jiff::Timestamp;
 use serde_json::{Map, Value};
 
-use crate::event::{Event, Flags, Iccid, Identity, Network, Session};
+use crate::event::{Event, Flags, Iccid, Identity, Network, Session, identity::generated_id};
 
 /// The longest part of a bad row that is kept, bytes.
 pub const BAD_ROW_BYTES_MAX: usize = 4096;
@@ -55,15 +63,25 @@ impl Row {
     }
 
     /// Completes this row by its richer copy: absent fields are filled, present ones stay. The caller has made sure
-    /// that both are one event (same [`Row::identity_hash`]).
+    /// that both are one event (same [`Row::identity_hash`]). `content` stays this row's, since later sweeps compare
+    /// it with account-wide rows.
     pub fn merge_details(&mut self, richer: Row) {
+        row::merge(&mut self.event, richer.event);
         self.complete |= richer.complete;
     }
 
-    /// The id where upstream gave none: see [`generated_id`](crate::event::identity::generated_id). `ordinal` counts
-    /// equal rows of one page.
+    /// What two rows without event_id have in common when they are equal, in either shape.
+    pub fn content_key(&self) -> [u8; 12] {
+        let mut key = [0; 12];
+        key[..8].copy_from_slice(&self.identity_hash().to_be_bytes());
+        key[8..].copy_from_slice(&self.content.to_be_bytes());
+        key
+    }
+
+    /// The id where upstream gave none, see [`generated_id`](crate::event::identity::generated_id). `ordinal` counts
+    /// the rows of one page that have the same [`Row::content_key`], from 0.
     pub fn generated_id(&self, ordinal: u32) -> String {
-        crate::event::identity::generated_id(&self.identity_hash().to_be_bytes(), ordinal)
+        generated_id(&self.content_key(), ordinal)
     }
 
     /// The event, named. `source` is `/globalsim/<upstream name>`.
@@ -72,7 +90,7 @@ impl Row {
     }
 }
 
-/// A row that is no event: quarantined and counted, the page goes on.
+/// A row that is no event: quarantined and counted, the page goes on. `raw` holds personal data: it is not for logs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BadRow {
     /// Why, naming the field.
