@@ -13,6 +13,7 @@
 //! | health, metrics | admin listener | `admin` |
 
 pub mod error;
+pub mod info;
 pub mod params;
 pub mod registry;
 
@@ -27,6 +28,7 @@ use crate::{
     auth::{self, Auth, CookieSessions, Principal, Tickets},
     bus::Bus,
     clock::SharedClock,
+    hub::Hub,
     ingest::StatusReceiver,
 };
 
@@ -40,6 +42,8 @@ pub struct Context(Arc<Parts>);
 /// The fields of a [`Context`], put together by the composition root.
 #[derive(Debug)]
 pub struct Parts {
+    /// Reading: history, live, by id.
+    pub hub: Hub,
     /// Where events are made durable.
     pub bus: Arc<dyn Bus>,
     /// What the poller shows of itself.

@@ -13,6 +13,7 @@ use serde_json::{Map, Value};
 use crate::{
     auth::{AuthError, Forbidden, ForbiddenField, IssueError},
     event::{Cursor, FilterError, position::StartError},
+    hub,
 };
 
 /// What went wrong, as clients may branch on it.
@@ -332,6 +333,18 @@ impl From<Forbidden> for ApiError {
 impl From<ForbiddenField> for ApiError {
     fn from(error: ForbiddenField) -> Self {
         Self::new(Code::ForbiddenField, error.to_string()).field(error.field)
+    }
+}
+
+impl From<hub::Error> for ApiError {
+    fn from(error: hub::Error) -> Self {
+        let message = error.to_string();
+        match error {
+            hub::Error::Expired { oldest, newest, .. } => Self::cursor_expired(message, oldest, newest),
+            hub::Error::Unavailable(_) => {
+                Self::new(Code::Unavailable, message).retry_after(Duration::from_secs(1))
+            }
+        }
     }
 }
 
