@@ -14,6 +14,7 @@
 
 pub mod error;
 pub mod info;
+pub mod listener;
 pub mod params;
 pub mod registry;
 
