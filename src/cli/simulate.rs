@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 
 use crate::clock;
-use crate::globalsim::simulator::{self, Config, Faults, InvalidFaults};
+use crate::globalsim::simulator::{self, Config, Faults, Handle, InvalidFaults};
 
 /// Run a simulated GlobalSIM API
 #[derive(Debug, Clone, clap::Args)]
@@ -97,14 +97,16 @@ pub async fn run(args: Args) -> Result<(), Error> {
         .await
         .map_err(|source| Error::Listen { address: args.listen, source })?;
     let handle = simulator::start(config, listener, clock::system());
-    let mut out = io::stdout().lock();
-    writeln!(out, "base_url {}", handle.base_url())?;
-    writeln!(out, "api_key {}", args.api_key)?;
-    out.flush()?;
-    drop(out);
+    announce(&handle, &args.api_key)?;
     interrupted().await?;
     handle.shutdown().await;
     Ok(())
+}
+
+fn announce(handle: &Handle, api_key: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    writeln!(out, "base_url {}\napi_key {api_key}", handle.base_url())?;
+    out.flush()
 }
 
 fn config(args: &Args) -> Result<Config, Error> {
@@ -152,4 +154,61 @@ async fn interrupted() -> io::Result<()> {
 #[cfg(not(unix))]
 async fn interrupted() -> io::Result<()> {
     tokio::signal::ctrl_c().await
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::globalsim::simulator::faults::Order;
+
+    #[derive(Debug, clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn parse(flags: &[&str]) -> Args {
+        Line::try_parse_from(["simulate"].iter().chain(flags)).unwrap().args
+    }
+
+    #[test]
+    fn flags_become_the_configuration() {
+        let args =
+            parse(&["--sims", "7", "--seed", "3", "--events-per-second", "0.5", "--history-hours", "1.5"]);
+        assert_eq!(args.listen, "127.0.0.1:8090".parse().unwrap());
+        let config = config(&args).unwrap();
+        assert_eq!((config.sims, config.seed, config.events_per_second), (7, 3, 0.5));
+        assert_eq!(config.history, Duration::from_secs(5_400));
+        assert_eq!((config.requests_per_minute, config.faults), (500, Faults::default()));
+        assert_eq!(config.api_keys, [simulator::DEFAULT_API_KEY]);
+    }
+
+    #[test]
+    fn faults_come_inline_or_from_a_file() {
+        let json = r#"{"order":"oldest","transport":{"reset":0.1}}"#;
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), json).unwrap();
+        for given in [json, file.path().to_str().unwrap()] {
+            let faults = config(&parse(&["--faults", given])).unwrap().faults;
+            assert_eq!((faults.order, faults.transport.reset), (Order::Oldest, 0.1));
+        }
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        let cases = [
+            (["--faults", r#"{"oder":"oldest"}"#], "oder"),
+            (["--faults", r#"{"transport":{"reset":7}}"#], "transport.reset"),
+            (["--faults", "/nowhere/faults.json"], "/nowhere/faults.json"),
+            (["--events-per-second", "NaN"], "--events-per-second"),
+            (["--history-hours", "inf"], "--history-hours"),
+        ];
+        for (flags, named) in cases {
+            let error = config(&parse(&flags)).unwrap_err();
+            assert!(error.to_string().contains(named), "{error}");
+            assert!(!error.retryable());
+        }
+    }
 }

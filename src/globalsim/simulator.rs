@@ -30,6 +30,7 @@ use crate::clock::SharedClock;
 
 mod api;
 mod body;
+mod cache;
 mod control;
 pub mod faults;
 mod fleet;
@@ -54,6 +55,7 @@ pub use row::Quirk;
 pub use traffic::EventSpec;
 pub use truth::{TruthEvent, TruthPage};
 
+use cache::Cache;
 use meter::Meter;
 use world::World;
 
@@ -69,9 +71,9 @@ pub struct Config {
     pub sims: usize,
     /// Decides fleet, story and faults.
     pub seed: u64,
-    /// Mean of the Poisson arrivals, events per second; 0 = nothing happens by itself.
+    /// Mean of the Poisson arrivals, events per second, at most 100,000; 0 = nothing happens by itself.
     pub events_per_second: f64,
-    /// How far the past goes back at start.
+    /// How far the past goes back at start; cut where it would hold more than 2,000,000 events.
     pub history: Duration,
     /// Events per second in that past; 0 = no past.
     pub history_events_per_second: f64,
@@ -116,12 +118,14 @@ struct Access {
     per_minute: usize,
 }
 
-/// What requests, driver and handles share. Lock order: access, world, meter; never two at once.
+/// What requests, driver and handles share. The meter may be locked while the world is, not the
+/// other way round; the others are locked alone.
 #[derive(Debug)]
 struct Shared {
     access: Mutex<Access>,
     world: Mutex<World>,
     meter: Mutex<Meter>,
+    cache: Mutex<Cache>,
     clock: SharedClock,
     address: SocketAddr,
     /// The driver must look again at what is due.
@@ -162,6 +166,7 @@ pub fn start(config: Config, listener: TcpListener, clock: SharedClock) -> Handl
         }),
         world: Mutex::new(world),
         meter: Mutex::new(Meter::default()),
+        cache: Mutex::new(Cache::default()),
         clock,
         address,
         changed: Notify::new(),

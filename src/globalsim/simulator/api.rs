@@ -1,6 +1,7 @@
 //! The six documented endpoints.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{Path, State};
@@ -9,6 +10,7 @@ use axum::routing::get;
 use http::header::CONTENT_TYPE;
 use http::{HeaderValue, StatusCode, Uri};
 use serde_json::json;
+use tokio::time::sleep;
 
 use super::Shared;
 use super::body::Served;
@@ -42,10 +44,15 @@ async fn account_activity(State(shared): State<Arc<Shared>>, uri: Uri) -> Answer
         let lists = world.faults().lists.clone();
         let params = Params::parse(&uri, &lists)?;
         world.between_pages(now);
-        let page = account_page(&world, &params, &lists);
+        let window = world.window(&params);
+        let page = account_page(&world, &params, window, &lists);
         let views: Vec<AccountView> = page.rows.iter().map(|row| view(&world, &lists, row)).collect();
         (page, views, params, lists)
     };
+    let slow_ms = lists.offset_slow_ms.saturating_mul(params.offset as u64) / 1_000;
+    if slow_ms > 0 {
+        sleep(Duration::from_millis(slow_ms)).await;
+    }
     let mut json = Vec::with_capacity(64 + page.rows.len() * 320);
     open_list(&mut json, None, &lists);
     for (at, (row, view)) in page.rows.iter().zip(&views).enumerate() {
@@ -56,7 +63,7 @@ async fn account_activity(State(shared): State<Arc<Shared>>, uri: Uri) -> Answer
     Ok(list(json, page))
 }
 
-fn account_page(world: &World, params: &Params, lists: &Lists) -> Page {
+fn account_page(world: &World, params: &Params, window: (usize, usize), lists: &Lists) -> Page {
     let mut filter = Filter {
         iccid: params.iccid.as_deref(),
         device_id: params.device_id.as_deref(),
@@ -64,7 +71,7 @@ fn account_page(world: &World, params: &Params, lists: &Lists) -> Page {
         from_s: params.days.from_s,
         until_s: params.days.until_s,
     };
-    if let (true, Some(device)) = (lists.joined_at_read, filter.device_id.take_if(|_| lists.joined_at_read)) {
+    if let Some(device) = filter.device_id.take_if(|_| lists.joined_at_read) {
         let fleet = world.fleet();
         let linked = fleet.by_device(device).map(|at| &*fleet.get(at).iccid);
         match linked {
@@ -72,7 +79,7 @@ fn account_page(world: &World, params: &Params, lists: &Lists) -> Page {
             _ => return Page::default(),
         }
     }
-    world.account_page(&filter, params.window(lists))
+    world.account_page(&filter, window)
 }
 
 fn view(world: &World, lists: &Lists, row: &Row) -> AccountView {
@@ -91,17 +98,16 @@ async fn device_activity(State(shared): State<Arc<Shared>>, Path(device): Path<S
 
 /// Documented are `limit`, `offset` and `event_type`; dates and the rest are not, and are not heeded.
 fn activity_of(shared: &Shared, uri: &Uri, find: impl FnOnce(&World) -> Result<usize, Refusal>) -> Answer {
-    let now = shared.clock.now();
     let (page, iccid, lists) = {
         let mut world = shared.world.lock();
         let lists = world.faults().lists.clone();
         let at = find(&world)?;
         let params = Params::parse(uri, &lists)?;
-        world.between_pages(now);
         let iccid = world.fleet().get(at).iccid.clone();
+        let window = world.window(&params);
         let event_type = params.event_type.as_deref();
         let filter = Filter { iccid: Some(&iccid), event_type, ..Filter::default() };
-        (world.sim_page(&filter, params.window(&lists)), iccid, lists)
+        (world.sim_page(&filter, window), iccid, lists)
     };
     let mut json = Vec::with_capacity(64 + page.rows.len() * 320);
     open_list(&mut json, Some(&iccid), &lists);

@@ -74,7 +74,8 @@ impl Default for Late {
     }
 }
 
-/// Changes made just before each list request is answered, so that they fall between any two pages.
+/// Changes made just before each account-wide list request is answered, so that they fall between any two pages.
+/// Per-SIM requests change nothing: a client that asks for the details of each new row would never come to rest.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Paging {
@@ -106,6 +107,10 @@ pub struct Lists {
     pub page_cap: Option<usize>,
     /// Every offset answers the first page.
     pub offset_ignored: bool,
+    /// Probability that a page holds fewer rows than were asked for and are there, perhaps none.
+    pub short_page: f64,
+    /// Delay for each 1,000 rows of offset in the account-wide list, in milliseconds: deep pages are slow.
+    pub offset_slow_ms: u64,
     /// Offsets above this are refused with 422.
     pub offset_cap: Option<usize>,
     /// `start_date` excludes its day.
@@ -237,6 +242,9 @@ pub struct Transport {
     pub slow_min_ms: u64,
     /// Longest delay of a slow answer in milliseconds.
     pub slow_max_ms: u64,
+    /// A proxy answers the same request from memory for this long, in milliseconds, unless the client says
+    /// `Cache-Control: no-cache`; 0 = no proxy.
+    pub cache_ms: u64,
 }
 
 /// Nothing answers, from the moment this is set.
@@ -284,6 +292,7 @@ impl Faults {
         let (c, e, t) = (&self.content, &self.errors, &self.transport);
         let probabilities = [
             ("late.probability", self.late.probability),
+            ("lists.short_page", self.lists.short_page),
             ("content.duplicate_id", c.duplicate_id),
             ("content.duplicate_row", c.duplicate_row),
             ("content.missing_id", c.missing_id),

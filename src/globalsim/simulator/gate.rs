@@ -8,13 +8,14 @@ use std::time::{Duration, SystemTime};
 use axum::extract::{Extension, Request, State};
 use axum::middleware::Next;
 use axum::response::Response;
-use http::header::{AUTHORIZATION, DATE, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::header::{AUTHORIZATION, DATE, InvalidHeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderMap, HeaderValue, StatusCode};
 use jiff::SignedDuration;
 use serde_json::json;
 use tokio::time::{Instant, sleep};
 
 use super::body::{self, Ending};
+use super::cache;
 use super::faults::{OutageMode, RetryAfter};
 use super::query::detail;
 use super::server::Peer;
@@ -67,11 +68,11 @@ pub(super) async fn gate(
             if !delay.is_zero() {
                 sleep(delay).await;
             }
-            let response = next.run(request).await;
+            let response = shared.through_proxy(request, next).await;
             body::end(response, ending, &peer, shared.clock.now()).await
         }
     };
-    if let Ok(date) = HeaderValue::try_from(httpdate::fmt_http_date(shared.wall(Duration::ZERO))) {
+    if let (false, Ok(date)) = (response.headers().contains_key(DATE), shared.date()) {
         response.headers_mut().insert(DATE, date);
     }
     arrival.status = response.status().as_u16();
@@ -126,6 +127,33 @@ impl Shared {
         let skew = SignedDuration::from_secs(self.world.lock().faults().content.clock_skew_s);
         let now = self.clock.now().saturating_add(skew).unwrap_or_else(|_| self.clock.now());
         SystemTime::try_from(now).unwrap_or(SystemTime::UNIX_EPOCH) + ahead
+    }
+
+    fn date(&self) -> Result<HeaderValue, InvalidHeaderValue> {
+        HeaderValue::try_from(httpdate::fmt_http_date(self.wall(Duration::ZERO)))
+    }
+
+    /// The handler's answer, or an earlier one when the caching proxy is switched on.
+    async fn through_proxy(&self, request: Request, next: Next) -> Response {
+        let keep = Duration::from_millis(self.world.lock().faults().transport.cache_ms);
+        if keep.is_zero() {
+            return next.run(request).await;
+        }
+        let target = request.uri().to_string();
+        let kept = self.cache.lock().get(&target, keep);
+        if let Some(kept) = kept.filter(|_| !cache::wants_fresh(request.headers())) {
+            self.meter.lock().struck("cache");
+            return kept;
+        }
+        let mut response = next.run(request).await;
+        if let Ok(date) = self.date() {
+            response.headers_mut().insert(DATE, date);
+        }
+        let (response, copy) = cache::split(response).await;
+        if let Some(copy) = copy {
+            self.cache.lock().put(target, copy);
+        }
+        response
     }
 
     fn judge(&self, headers: &HeaderMap) -> Verdict {

@@ -139,13 +139,16 @@ impl Index {
 
     /// `exact`: every entry between the filter's seconds matches, nothing else needs a look.
     fn page(&self, filter: &Filter<'_>, exact: bool, order: Order, window: (usize, usize)) -> Page {
-        if order == Order::Unsorted {
-            return scan(self.shuffled.0.iter(), filter, window);
-        }
         let range = self.by_time.range(filter.from_s, filter.until_s);
         let total = range.len();
         let entries = self.by_time.0.range(range);
+        let shuffled = self.shuffled.0.iter();
         match (exact, order) {
+            (true, Order::Unsorted) if filter.has_dates() => {
+                Page { rows: take(shuffled.filter(|entry| filter.matches(entry)), window), total }
+            }
+            (true, Order::Unsorted) => Page { rows: take(shuffled, window), total },
+            (false, Order::Unsorted) => scan(shuffled, filter, window),
             (true, Order::Oldest) => Page { rows: take(entries, window), total },
             (true, _) => Page { rows: take(entries.rev(), window), total },
             (false, Order::Oldest) => scan(entries, filter, window),

@@ -13,12 +13,17 @@ use super::faults::{Faults, OutageMode};
 use super::fleet::Fleet;
 use super::index::{Filter, Layout, Page, Visible};
 use super::meter::Stats;
+use super::query::Params;
 use super::row::{Draft, Row};
 use super::traffic::{EventSpec, Traffic};
 use super::truth::Ledger;
 
 /// Late events held back at the same time; beyond that an event is exposed at once.
 const HELD_BACK_MAX: usize = 100_000;
+/// Events in the history.
+const HISTORY_MAX: f64 = 2_000_000.0;
+/// Fastest traffic, events per second.
+const RATE_MAX: f64 = 100_000.0;
 /// Events generated per wake-up, so that a stalled machine does not stall longer.
 const CATCH_UP_MAX: usize = 10_000;
 
@@ -103,7 +108,7 @@ impl World {
         }
         // No event carries the second in which the simulator starts: history is closed.
         let end = now.as_second() as f64;
-        let mut at = end - config.history.as_secs_f64();
+        let mut at = end - config.history.as_secs_f64().min(HISTORY_MAX / rate);
         loop {
             at += self.traffic.wait_s(rate);
             if at >= end {
@@ -140,7 +145,7 @@ impl World {
 
     /// Events per second; zero, negative and not finite mean none.
     pub(super) fn set_rate(&mut self, rate: f64) {
-        self.rate = if rate.is_finite() && rate > 0.0 { rate } else { 0.0 };
+        self.rate = if rate.is_finite() && rate > 0.0 { rate.min(RATE_MAX) } else { 0.0 };
         self.schedule(Instant::now());
     }
 
@@ -276,7 +281,7 @@ impl World {
         self.visible.newest_but(position)
     }
 
-    /// What changes between two list requests.
+    /// What changes between two requests for the account-wide list.
     pub(super) fn between_pages(&mut self, now: Timestamp) {
         let paging = self.faults.paging.clone();
         self.inject_burst(paging.inserts as usize, now);
@@ -291,6 +296,15 @@ impl World {
     }
 
     // --- reading
+
+    /// Offset and number of rows that a list answers now.
+    pub(super) fn window(&mut self, params: &Params) -> (usize, usize) {
+        let (offset, limit) = params.window(&self.faults.lists);
+        if !self.strikes(self.faults.lists.short_page) {
+            return (offset, limit);
+        }
+        (offset, self.chance.usize(..limit.max(1)))
+    }
 
     /// A page of the account-wide list.
     pub(super) fn account_page(&self, filter: &Filter<'_>, window: (usize, usize)) -> Page {

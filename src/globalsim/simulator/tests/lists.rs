@@ -1,6 +1,7 @@
 //! Parameters, filters, order and totals.
 
 use serde_json::json;
+use tokio::time::Instant;
 
 use super::faults::{LimitOver, Lists, Order, TieOrder, Total};
 use super::*;
@@ -177,4 +178,26 @@ async fn offsets_can_be_ignored_or_capped_and_lists_bare() {
     assert_eq!(bench.get("/sims/activity?offset=101").await.status, StatusCode::UNPROCESSABLE_ENTITY);
     bench.sim.set_faults(lists(Lists { bare_array: true, ..Lists::default() }));
     assert_eq!(bench.ok("/sims/activity?limit=10").await, Value::Array(first));
+}
+
+#[tokio::test]
+async fn pages_can_be_short_of_what_is_there() {
+    let bench = bench_with(lists(Lists { short_page: 0.5, ..Lists::default() })).await;
+    let mut sizes = BTreeSet::new();
+    for _ in 0..40 {
+        let body = bench.ok("/sims/activity?limit=10").await;
+        assert!(body["total"].as_u64() > Some(1_000) && body["limit"] == 10);
+        sizes.insert(rows_of(&body).len());
+    }
+    assert!(sizes.len() > 3 && sizes.last() == Some(&10), "{sizes:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn deep_pages_can_be_slow() {
+    let bench = bench_with(lists(Lists { offset_slow_ms: 10_000, ..Lists::default() })).await;
+    let began = Instant::now();
+    bench.rows("limit=1&offset=500").await;
+    assert_eq!(began.elapsed().as_secs(), 5);
+    bench.rows("limit=1").await;
+    assert_eq!(began.elapsed().as_secs(), 5);
 }

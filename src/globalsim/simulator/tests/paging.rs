@@ -70,6 +70,7 @@ async fn revisions_change_content_and_keep_identity() {
     let path = format!("/sims/{iccid}/activity");
     let before = rows_of(&bench.ok(&path).await);
     bench.sim.set_faults(paging(Paging { revisions: 60, ..Paging::default() }));
+    bench.rows("").await;
     let after = rows_of(&bench.ok(&path).await);
     for (before, after) in before.iter().zip(&after) {
         assert_ne!(before["details"], after["details"]);

@@ -187,3 +187,22 @@ async fn outages_begin_at_once_and_end_by_themselves() {
     bench.sim.set_faults(Faults::default());
     bench.ok(LIST).await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_proxy_can_answer_with_old_pages() {
+    let bench = broken(Transport { cache_ms: 10_000, ..Transport::default() }).await;
+    let first = bench.get(LIST).await;
+    sleep(Duration::from_secs(5)).await;
+    bench.sim.inject(EventSpec::default());
+    let kept = bench.get(LIST).await;
+    assert_eq!((kept.body, &kept.headers["date"]), (first.body.clone(), &first.headers["date"]));
+    assert_eq!(kept.headers["age"], "5");
+    let fresh = reply(bench.request(LIST).header("cache-control", "no-cache")).await.unwrap();
+    assert_ne!(fresh.body, first.body);
+    assert_ne!(fresh.headers["date"], first.headers["date"]);
+    assert_ne!(bench.get("/sims/activity").await.body, first.body, "another request");
+    sleep(Duration::from_secs(20)).await;
+    bench.sim.inject(EventSpec::default());
+    assert_ne!(bench.get(LIST).await.body, fresh.body);
+    assert_eq!(bench.struck("cache"), 1);
+}
