@@ -13,6 +13,7 @@
 //! | health, metrics | admin listener | `admin` |
 
 pub mod error;
+pub mod grpc;
 pub mod info;
 pub mod listener;
 pub mod params;
