@@ -1,0 +1,99 @@
+//! The slots: free, taken by a request on its way, or held for a while after its answer.
+
+use std::{collections::VecDeque, io};
+
+use tokio::time::Instant;
+
+use super::{
+    Class, HOLD,
+    journal::{Found, Journal},
+};
+
+#[derive(Debug)]
+pub(super) struct Table {
+    /// Whose each slot is; None where a predecessor's class is not known, or the slot is free.
+    owner: Vec<Option<Class>>,
+    free: Vec<u32>,
+    /// When each held slot becomes free, in that order.
+    held: VecDeque<(Instant, u32)>,
+    used: [u32; 6],
+    used_total: u32,
+    journal: Option<Journal>,
+}
+
+impl Table {
+    /// `found` are the slots that a predecessor left behind, with what is left of their time.
+    pub fn new(journal: Option<Journal>, mut found: Vec<Found>, now: Instant) -> Self {
+        let len = found.iter().map(|slot| slot.index as usize + 1).max().unwrap_or(0);
+        let mut table = Self {
+            owner: vec![None; len],
+            free: Vec::new(),
+            held: VecDeque::new(),
+            used: [0; 6],
+            used_total: 0,
+            journal,
+        };
+        found.sort_by_key(|slot| slot.left);
+        for slot in &found {
+            table.count(slot.index, slot.class);
+            table.held.push_back((now + slot.left, slot.index));
+        }
+        let taken: std::collections::HashSet<u32> = found.iter().map(|slot| slot.index).collect();
+        table.free.extend((0..len as u32).rev().filter(|index| !taken.contains(index)));
+        table
+    }
+
+    pub fn used(&self) -> [u32; 6] {
+        self.used
+    }
+
+    pub fn used_total(&self) -> u32 {
+        self.used_total
+    }
+
+    /// When the next held slot becomes free.
+    pub fn next_free(&self) -> Option<Instant> {
+        self.held.front().map(|(at, _)| *at)
+    }
+
+    /// Takes a slot, noting it in the journal first.
+    pub fn take(&mut self, class: Option<Class>) -> io::Result<u32> {
+        let index = self.free.last().copied().unwrap_or(self.owner.len() as u32);
+        if let Some(journal) = &mut self.journal {
+            journal.taken(index, class)?;
+        }
+        if self.free.pop().is_none() {
+            self.owner.push(None);
+        }
+        self.count(index, class);
+        Ok(index)
+    }
+
+    /// The request of this slot is over: the slot is held from now.
+    pub fn answered(&mut self, index: u32, now: Instant) -> io::Result<()> {
+        self.held.push_back((now + HOLD, index));
+        let class = self.owner[index as usize];
+        self.journal.as_mut().map_or(Ok(()), |journal| journal.answered(index, class))
+    }
+
+    pub fn expire(&mut self, now: Instant) {
+        while let Some((at, index)) = self.held.front().copied()
+            && at <= now
+        {
+            self.held.pop_front();
+            self.used_total -= 1;
+            if let Some(class) = self.owner[index as usize].take() {
+                self.used[class.index()] -= 1;
+            }
+            self.free.push(index);
+        }
+    }
+
+    fn count(&mut self, index: u32, class: Option<Class>) {
+        self.owner[index as usize] = class;
+        self.used_total += 1;
+        if let Some(class) = class {
+            self.used[class.index()] += 1;
+        }
+    }
+}
