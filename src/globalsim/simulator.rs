@@ -12,13 +12,14 @@
 //! `GET /_sim/stats`, `/_sim/truth?after=N&limit=M`, `/_sim/fleet`, `/_sim/requests`, `/_sim/faults`;
 //! `POST /_sim/faults` (replaces all switches), `/_sim/inject` (an [`EventSpec`]), `/_sim/burst {"count"}`,
 //! `/_sim/rate {"events_per_second"}`, `/_sim/pause`, `/_sim/resume`, `/_sim/keys {"keys"}`,
-//! `/_sim/relink {"device_id", "iccid"}`.
+//! `/_sim/relink {"device_id", "iccid"}`, `/_sim/remove {"oldest", "random"}`.
 
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
@@ -178,6 +179,18 @@ pub fn start(config: Config, listener: TcpListener, clock: SharedClock) -> Handl
     Handle { shared }
 }
 
+// === impl Shared ===
+
+impl Shared {
+    /// Changes the world at one moment. The clock is read under the lock: a request that is answered later than an
+    /// event's `visible_at` sees it.
+    fn change<T>(&self, change: impl FnOnce(&mut World, Timestamp) -> T) -> T {
+        let mut world = self.world.lock();
+        let now = self.clock.now();
+        change(&mut world, now)
+    }
+}
+
 // === impl Handle ===
 
 impl fmt::Debug for Handle {
@@ -204,15 +217,13 @@ impl Handle {
 
     /// Makes one event visible now.
     pub fn inject(&self, spec: EventSpec) -> TruthEvent {
-        let now = self.shared.clock.now();
-        let row = self.shared.world.lock().inject(spec, now);
+        let row = self.shared.change(|world, now| world.inject(spec, now));
         TruthEvent::from(&*row)
     }
 
     /// Makes `count` events of the usual traffic visible now, in one step.
     pub fn inject_burst(&self, count: usize) -> Vec<TruthEvent> {
-        let now = self.shared.clock.now();
-        let rows = self.shared.world.lock().inject_burst(count, now);
+        let rows = self.shared.change(|world, now| world.inject_burst(count, now));
         rows.iter().map(|row| TruthEvent::from(&**row)).collect()
     }
 
@@ -260,20 +271,17 @@ impl Handle {
 
     /// Takes the oldest rows away, as retention does.
     pub fn remove_oldest(&self, count: usize) {
-        let now = self.shared.clock.now();
-        self.shared.world.lock().remove_oldest(count, now);
+        self.shared.change(|world, now| world.remove_oldest(count, now));
     }
 
     /// Takes random rows away, as erasure does; the `paging.erase_*` switches narrow the choice.
     pub fn erase(&self, count: usize) {
-        let now = self.shared.clock.now();
-        self.shared.world.lock().erase(count, now);
+        self.shared.change(|world, now| world.erase(count, now));
     }
 
     /// Moves a device to another SIM. False: no such SIM.
     pub fn relink(&self, device_id: &str, iccid: &str) -> bool {
-        let now = self.shared.clock.now();
-        self.shared.world.lock().relink(device_id, iccid, now)
+        self.shared.change(|world, now| world.relink(device_id, iccid, now))
     }
 
     /// The fleet, in order of creation.

@@ -38,9 +38,9 @@ pub(super) fn router(shared: &Arc<Shared>) -> Router {
 }
 
 async fn account_activity(State(shared): State<Arc<Shared>>, uri: Uri) -> Answer {
-    let now = shared.clock.now();
     let (page, views, params, lists) = {
         let mut world = shared.world.lock();
+        let now = shared.clock.now();
         let lists = world.faults().lists.clone();
         let params = Params::parse(&uri, &lists)?;
         world.between_pages(now);

@@ -44,6 +44,14 @@ struct Keys {
 }
 
 #[derive(Debug, Deserialize)]
+struct Remove {
+    #[serde(default)]
+    oldest: usize,
+    #[serde(default)]
+    random: usize,
+}
+
+#[derive(Debug, Deserialize)]
 struct Relink {
     device_id: String,
     iccid: String,
@@ -65,6 +73,7 @@ pub(super) fn router(shared: &Arc<Shared>) -> Router {
         .route("/resume", post(resume))
         .route("/keys", post(set_keys))
         .route("/relink", post(relink))
+        .route("/remove", post(remove))
         .layer(axum::middleware::from_fn_with_state(handle.clone(), count))
         .with_state(handle)
 }
@@ -131,6 +140,12 @@ async fn resume(State(handle): State<Handle>) -> StatusCode {
 
 async fn set_keys(State(handle): State<Handle>, Json(keys): Json<Keys>) -> StatusCode {
     handle.set_api_keys(keys.keys);
+    StatusCode::NO_CONTENT
+}
+
+async fn remove(State(handle): State<Handle>, Json(remove): Json<Remove>) -> StatusCode {
+    handle.remove_oldest(remove.oldest);
+    handle.erase(remove.random.min(BURST_MAX));
     StatusCode::NO_CONTENT
 }
 

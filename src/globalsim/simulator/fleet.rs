@@ -37,8 +37,8 @@ pub(super) struct Sim {
     pub attachment: Attachment,
     /// Usage of the current month in tenths of a megabyte.
     pub month_tenths: u64,
-    /// Year and month that `month_tenths` belongs to.
-    pub month: (i16, i8),
+    /// Year and month that `month_tenths` belongs to; none before the first update.
+    pub month: Option<(i16, i8)>,
     /// Data sessions.
     pub sessions: Sessions,
 }
@@ -106,6 +106,12 @@ fn iccid(rng: &mut fastrand::Rng, home: &Operator, number: usize) -> String {
     format!("{body}{digit}")
 }
 
+fn msisdn(rng: &mut fastrand::Rng, home: &Operator) -> String {
+    // National numbers of the North American plan have ten digits, eight will do elsewhere.
+    let digits = if home.calling_code == "1" { 9 } else { 7 };
+    format!("+{}9{:0digits$}", home.calling_code, rng.u64(..10u64.pow(digits as u32)))
+}
+
 fn device(rng: &mut fastrand::Rng, number: usize, linked_at_s: i64) -> Option<Device> {
     if rng.u8(..10) == 0 {
         return None;
@@ -127,13 +133,13 @@ impl Sim {
         let linked_at_s = now_s - rng.i64(86_400..86_400 * 300);
         Self {
             iccid: iccid(rng, home, number).into(),
-            msisdn: format!("+{}9{:07}", home.calling_code, rng.u32(..10_000_000)).into(),
+            msisdn: msisdn(rng, home).into(),
             device: device(rng, number, linked_at_s),
             home,
             roams: rng.u8(..4) == 0,
             attachment: Attachment { operator: home, network_type: NETWORK_TYPES[rng.usize(..5)] },
             month_tenths: rng.u64(..5_000),
-            month: (0, 0),
+            month: None,
             sessions: Sessions::default(),
         }
     }

@@ -17,6 +17,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::{sleep, sleep_until};
 
+use super::world::World;
 use super::{API_PATH, Shared, api, control};
 
 /// Connections at the same time; more wait in the listen queue.
@@ -102,8 +103,7 @@ pub(super) async fn drive(shared: Arc<Shared>) {
             () = shared.changed.notified() => {}
             () = wait => {}
         }
-        let now = shared.clock.now();
-        shared.world.lock().run_due(now);
+        shared.change(World::run_due);
     }
 }
 

@@ -125,8 +125,9 @@ fn act(rng: &mut fastrand::Rng, sim: &mut Sim, event_type: &str, at_s: i64) -> A
         "data_usage_update" => {
             let (up, down) = (rng.u64(1..60), rng.u64(1..600));
             sim.sessions.grow(up, down);
-            let month = year_month(at_s);
-            sim.month_tenths = if sim.month == month { sim.month_tenths } else { 0 } + up + down;
+            let month = Some(year_month(at_s));
+            sim.month_tenths =
+                if sim.month.is_none() || sim.month == month { sim.month_tenths } else { 0 } + up + down;
             sim.month = month;
             Details::Usage { month_tenths: sim.month_tenths }
         }

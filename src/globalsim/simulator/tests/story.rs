@@ -189,6 +189,22 @@ async fn injected_events_are_as_asked() {
 }
 
 #[tokio::test]
+async fn usage_grows_within_a_month_and_starts_over_in_the_next() {
+    let bench = bench(quiet()).await;
+    let iccid = bench.sim.fleet()[0].iccid.clone();
+    let at = |time: &str| EventSpec {
+        timestamp: Some(time.parse().unwrap()),
+        ..spec(&iccid, "data_usage_update", 0)
+    };
+    let mut usage =
+        |time: &str| bench.sim.inject(at(time)).row["details"]["current_usage_mb"].as_f64().unwrap();
+    let october: Vec<f64> = (0..40).map(|_| usage("2025-10-31T23:59:59Z")).collect();
+    assert!(october.is_sorted() && october[0] < october[39], "{october:?}");
+    let november = usage("2025-11-01T00:00:00Z");
+    assert!(november < 70.0 && november < october[39], "{november} after {october:?}");
+}
+
+#[tokio::test]
 async fn the_handle_works_over_http_too() {
     let bench = bench(quiet()).await;
     let injected = bench.control_post("/inject", json!({"event_type": "connection"})).await;
@@ -205,6 +221,8 @@ async fn the_handle_works_over_http_too() {
         let refused = bench.control_post("/faults", wrong).await;
         assert_eq!(refused.status, StatusCode::UNPROCESSABLE_ENTITY);
     }
+    bench.control_post("/remove", json!({"oldest": 2, "random": 1})).await;
+    assert_eq!((bench.sim.stats().removed, bench.sim.stats().visible_rows), (3, 7));
     bench.control_post("/rate", json!({"events_per_second": 3.5})).await;
     bench.control_post("/pause", json!({})).await;
     let stats: Stats = serde_json::from_value(bench.control("/stats").await).unwrap();
