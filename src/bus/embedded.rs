@@ -308,7 +308,9 @@ impl Bus for Embedded {
         } else {
             "fsynced to the local disk before it is acknowledged"
         };
-        Health { kind: "embedded", durability: durability.to_owned(), unwritable: self.log.unwritable() }
+        let closed = self.closed.load(Ordering::Acquire).then(|| "the log is closed".to_owned());
+        let unwritable = closed.or_else(|| self.log.unwritable());
+        Health { kind: "embedded", durability: durability.to_owned(), unwritable }
     }
 
     async fn shutdown(&self) {
