@@ -26,6 +26,9 @@ pub enum UpstreamState {
 }
 
 impl UpstreamState {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Ok, Self::Stale, Self::AuthFailed, Self::RateLimited];
+
     /// The spelling of the contract.
     pub const fn as_str(self) -> &'static str {
         match self {
