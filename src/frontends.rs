@@ -12,16 +12,21 @@
 //! | gRPC, grpc-web | gRPC listener | `grpc` |
 //! | health, metrics | admin listener | `admin` |
 
+pub mod admin;
 pub mod error;
 pub mod grpc;
+pub mod http;
 pub mod info;
 pub mod listener;
 pub mod params;
 pub mod registry;
 
+#[cfg(test)]
+pub(crate) mod tests_support;
+
 use std::{net::SocketAddr, ops::Deref, sync::Arc, time::Duration};
 
-use http::{HeaderMap, header};
+use ::http::{HeaderMap, header};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;

@@ -1,0 +1,245 @@
+//! The schemas of `/openapi.json`, written by hand: events leave as bytes that no type describes. Tests compare them
+//! with what the gateway really answers.
+
+use serde_json::{Map, Value, json};
+
+use super::reference;
+use crate::{
+    event::{Flag, cursor::CURSOR_CHARS},
+    frontends::error::TABLE,
+};
+
+/// All schemas by name.
+pub fn all() -> Value {
+    json!({
+        "Event": event(),
+        "Network": network(),
+        "Gap": gap(),
+        "History": object(&[
+            ("events", json!({"type": "array", "items": reference("Event")})),
+            ("next_cursor", cursor()),
+            ("caught_up", described(json!({"type": "boolean"}), "Nothing more lies in this direction now.")),
+        ], &[
+            ("gap", reference("Gap")),
+            ("warnings", json!({"type": "array", "items": {"type": "string"}})),
+        ]),
+        "Stream": stream(),
+        "Subscribers": subscribers(),
+        "Ticket": object(&[
+            ("ticket", json!({"type": "string"})),
+            ("expires_in_s", json!({"type": "integer"})),
+        ], &[]),
+        "Error": object(&[("error", error())], &[]),
+    })
+}
+
+/// An object whose first fields are always there and whose second ones may be.
+fn object(always: &[(&str, Value)], perhaps: &[(&str, Value)]) -> Value {
+    let properties: Map<_, _> =
+        always.iter().chain(perhaps).map(|(name, schema)| ((*name).to_owned(), schema.clone())).collect();
+    let required: Vec<_> = always.iter().map(|(name, _)| *name).collect();
+    json!({"type": "object", "properties": properties, "required": required})
+}
+
+fn described(mut schema: Value, description: &str) -> Value {
+    schema["description"] = description.into();
+    schema
+}
+
+fn cursor() -> Value {
+    let schema = json!({"type": "string", "minLength": CURSOR_CHARS, "maxLength": CURSOR_CHARS});
+    described(schema, "Opaque position in the stream, exclusive: \"after this\".")
+}
+
+fn text() -> Value {
+    json!({"type": "string"})
+}
+
+fn nullable(kind: &str) -> Value {
+    json!({"type": [kind, "null"]})
+}
+
+fn time() -> Value {
+    json!({"type": "string", "format": "date-time"})
+}
+
+fn nullable_time() -> Value {
+    json!({"type": ["string", "null"], "format": "date-time"})
+}
+
+fn one_of_null(schema: Value) -> Value {
+    json!({"oneOf": [schema, {"type": "null"}]})
+}
+
+fn event() -> Value {
+    let flags: Vec<_> = Flag::ALL.into_iter().map(Flag::as_str).collect();
+    let usage = object(&[("current_usage_mb", nullable("number")), ("period", nullable("string"))], &[]);
+    let session = object(
+        &[
+            ("session_id", nullable("string")),
+            ("start_time", nullable("string")),
+            ("end_time", nullable("string")),
+            ("duration_seconds", nullable("integer")),
+            ("upload_mb", nullable("number")),
+            ("download_mb", nullable("number")),
+            ("total_mb", nullable("number")),
+            ("ip_address", nullable("string")),
+        ],
+        &[],
+    );
+    let data = object(
+        &[
+            ("event_id", described(nullable("string"), "Upstream's id.")),
+            ("event_type", described(text(), "As upstream spells it.")),
+            ("iccid", nullable("string")),
+            ("msisdn", nullable("string")),
+            ("device_id", nullable("string")),
+            ("timestamp", described(nullable("string"), "As upstream spells it.")),
+            ("observed_at", described(time(), "When it was stored; never decreases along the stream.")),
+            ("network", one_of_null(reference("Network"))),
+            ("previous_network", one_of_null(reference("Network"))),
+            ("signal_strength", nullable("integer")),
+            ("usage", one_of_null(usage)),
+            ("session", one_of_null(session)),
+            ("details", described(json!({}), "As received.")),
+            ("extra", described(json!({"type": "object"}), "What the model does not name, as received.")),
+            ("flags", json!({"type": "array", "items": {"type": "string", "enum": flags}})),
+        ],
+        &[],
+    );
+    let schema = object(
+        &[
+            ("cursor", cursor()),
+            ("specversion", json!({"type": "string", "const": "1.0"})),
+            ("id", described(text(), "Unique and stable; deduplicate by it.")),
+            ("source", text()),
+            ("type", described(text(), "`globalsim.<event type>`, or `simcast.*`.")),
+            ("time", time()),
+            ("datacontenttype", json!({"type": "string", "const": "application/json"})),
+            ("data", data),
+        ],
+        &[("subject", described(text(), "The ICCID."))],
+    );
+    described(schema, "CloudEvents 1.0, structured mode.")
+}
+
+fn network() -> Value {
+    let fields = ["country", "country_code", "operator", "network_code", "mcc", "mnc", "network_type"];
+    object(&fields.map(|name| (name, nullable("string"))), &[])
+}
+
+fn gap() -> Value {
+    let reasons = ["retention", "incarnation", "regressed", "upstream", "corruption"];
+    let schema = object(
+        &[
+            ("from", nullable("string")),
+            ("to", nullable("string")),
+            ("from_time", nullable_time()),
+            ("to_time", nullable_time()),
+            ("lost", described(nullable("integer"), "Positions missing, null where not known.")),
+            ("reason", json!({"type": "string", "enum": reasons})),
+        ],
+        &[],
+    );
+    described(schema, "A range that can't be delivered.")
+}
+
+fn stream() -> Value {
+    let states = ["ok", "stale", "auth_failed", "rate_limited"];
+    let bus = object(
+        &[
+            ("kind", json!({"type": "string", "enum": ["embedded", "nats"]})),
+            ("durability", described(text(), "What an acknowledged append survives.")),
+            ("writable", json!({"type": "boolean"})),
+        ],
+        &[],
+    );
+    let gateway = object(
+        &[
+            ("version", text()),
+            ("source", text()),
+            ("started_at", time()),
+            ("connections", json!({"type": "integer"})),
+        ],
+        &[],
+    );
+    let upstream = object(
+        &[
+            ("state", json!({"type": "string", "enum": states})),
+            ("seen_until", nullable_time()),
+            ("lag_seconds", nullable("number")),
+            ("message", nullable("string")),
+            ("partial", json!({"type": "integer"})),
+            ("probe", json!({})),
+            ("budget", json!({})),
+            ("completeness", json!({"type": "object", "additionalProperties": {"type": "string"}})),
+        ],
+        &[],
+    );
+    object(
+        &[
+            ("events", described(json!({"type": "integer"}), "Events kept.")),
+            ("oldest_cursor", described(cursor(), "Reading after it gives the oldest event.")),
+            ("oldest_time", nullable_time()),
+            ("newest_cursor", described(cursor(), "The live edge.")),
+            ("newest_time", nullable_time()),
+            ("incarnation", described(text(), "Identity of the log, hex.")),
+            ("bus", bus),
+            ("gateway", gateway),
+            ("limits", json!({"type": "object", "additionalProperties": {"type": "integer"}})),
+            ("upstream", upstream),
+        ],
+        &[],
+    )
+}
+
+fn subscribers() -> Value {
+    let subscription = object(
+        &[
+            ("sub", text()),
+            ("filter", json!({"type": "object"})),
+            ("cursor", cursor()),
+            ("lag_events", json!({"type": "integer"})),
+            ("delivered", json!({"type": "integer"})),
+        ],
+        &[],
+    );
+    let connection = object(
+        &[
+            ("conn", text()),
+            ("kind", json!({"type": "string", "enum": ["websocket", "sse", "grpc"]})),
+            ("principal", described(text(), "Name of the token.")),
+            ("peer", nullable("string")),
+            ("connected_at", time()),
+            ("subscriptions", json!({"type": "array", "items": subscription})),
+        ],
+        &[],
+    );
+    object(
+        &[
+            ("connections", json!({"type": "integer"})),
+            ("subscribers", json!({"type": "array", "items": connection})),
+        ],
+        &[],
+    )
+}
+
+fn error() -> Value {
+    let codes: Vec<_> = TABLE.iter().map(|wire| wire.name).collect();
+    object(
+        &[
+            ("code", json!({"type": "string", "enum": codes})),
+            ("message", text()),
+            ("field", described(nullable("string"), "Parameter, header or body field at fault.")),
+            ("hint", nullable("string")),
+            ("request_id", nullable("string")),
+        ],
+        &[
+            (
+                "oldest",
+                described(cursor(), "With `cursor_expired`: reading after it gives the oldest event."),
+            ),
+            ("newest", described(cursor(), "With `cursor_expired`: the live edge.")),
+        ],
+    )
+}
