@@ -1,8 +1,12 @@
 //! The services as a client sees them: an ordinary tonic client against the router, over loopback TCP, or over a pipe
 //! in memory where tokio's clock is paused.
 
+mod interact;
 mod live;
+mod services;
 mod subscribe;
+mod unary;
+mod web;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
