@@ -17,11 +17,16 @@ mod value;
 
 use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
 
-use crate::{auth, observability::LogConfig};
+use crate::{
+    auth,
+    globalsim::{AuthStyle, KeySource},
+    observability::LogConfig,
+};
 
 pub use build::load;
 pub use print::default_file;
 pub use source::{Origin, Sources};
+pub use value::is_name;
 
 /// Everything that was configured, checked.
 #[derive(Debug, Clone)]
@@ -68,10 +73,10 @@ pub struct Upstream {
     pub name: String,
     /// Without a slash at its end.
     pub base_url: String,
-    /// The key.
+    /// The key, or the file that holds it; readable when the configuration was checked.
     pub api_key: KeySource,
     /// How the key is sent.
-    pub auth: UpstreamAuth,
+    pub auth: AuthStyle,
     /// Requests that the gateway allows itself in any 60 s.
     pub requests_per_minute: u32,
     /// Requests that upstream allows.
@@ -82,48 +87,6 @@ pub struct Upstream {
     pub details: Details,
     /// At most this long.
     pub details_wait: Duration,
-}
-
-/// A text that is never shown.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
-
-impl Secret {
-    /// Takes a secret.
-    pub fn new(text: impl Into<String>) -> Self {
-        Self(text.into())
-    }
-
-    /// The text, for the one place that needs it.
-    pub fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("***")
-    }
-}
-
-/// Where the API key comes from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum KeySource {
-    /// `api_key`
-    Inline(Secret),
-    /// `api_key_file`: its only line; readable when the configuration was checked.
-    File(PathBuf),
-}
-
-/// How the key is sent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum UpstreamAuth {
-    /// Found out by trying.
-    Auto,
-    /// `Authorization: Bearer`.
-    Bearer,
-    /// `X-API-Key`.
-    XApiKey,
 }
 
 /// What is done about rows that lack details (design section 3).

@@ -8,8 +8,8 @@ use std::{
 };
 
 use super::{
-    Admin, Config, Details, Effective, Embedded, Grpc, Http, Ingest, KeySource, Limits, Mistake, Mistakes,
-    Secret, Upstream, UpstreamAuth, rules,
+    Admin, Config, Details, Effective, Embedded, Grpc, Http, Ingest, Limits, Mistake, Mistakes, Upstream,
+    rules,
     schema::{self, Fallback, KEYS},
     source::{Located, Origin, Sources, collect, inline},
     tokens,
@@ -17,6 +17,7 @@ use super::{
 };
 use crate::{
     auth,
+    globalsim::{AuthStyle, KeySource},
     observability::{LogConfig, LogFormat},
 };
 
@@ -38,12 +39,12 @@ pub fn load(sources: &Sources) -> Result<Config, Mistakes> {
     }
     let pseudonym_key = values.set_text("auth.pseudonym_key");
     let tokens = token_list.map_or_else(Vec::new, |list| tokens::read(&list, pseudonym_key, &mut mistakes));
-    let warnings = rules::check(&values, &tokens, &mut mistakes);
-    if !mistakes.is_empty() {
+    let checked = rules::check(&values, &tokens, &mut mistakes);
+    let Some(key) = checked.key.filter(|_| mistakes.is_empty()) else {
         return Err(Mistakes(mistakes));
-    }
+    };
     let effective = values.effective(&tokens);
-    Ok(values.config(auth::Config { tokens }, warnings, effective))
+    Ok(values.config(key, auth::Config { tokens }, checked.warnings, effective))
 }
 
 /// The value of every key, and where it comes from.
@@ -172,9 +173,15 @@ impl Values {
         shown.chain(tokens).collect()
     }
 
-    fn config(&self, auth: auth::Config, warnings: Vec<String>, effective: Vec<Effective>) -> Config {
+    fn config(
+        &self,
+        key: KeySource,
+        auth: auth::Config,
+        warnings: Vec<String>,
+        effective: Vec<Effective>,
+    ) -> Config {
         Config {
-            upstream: self.upstream(),
+            upstream: self.upstream(key),
             ingest: Ingest {
                 late_after: self.seconds("ingest.late_after_s"),
                 lateness: self.seconds("ingest.lateness"),
@@ -215,19 +222,15 @@ impl Values {
         }
     }
 
-    fn upstream(&self) -> Upstream {
-        let inline = self.set_text("upstream.api_key");
+    fn upstream(&self, api_key: KeySource) -> Upstream {
         Upstream {
             name: self.text("upstream.name"),
             base_url: self.text("upstream.base_url"),
-            api_key: match inline {
-                Some(key) => KeySource::Inline(Secret::new(key.trim())),
-                None => KeySource::File(PathBuf::from(self.text("upstream.api_key_file"))),
-            },
+            api_key,
             auth: match self.text("upstream.auth").as_str() {
-                "bearer" => UpstreamAuth::Bearer,
-                "x-api-key" => UpstreamAuth::XApiKey,
-                _ => UpstreamAuth::Auto,
+                "bearer" => AuthStyle::Bearer,
+                "x-api-key" => AuthStyle::XApiKey,
+                _ => AuthStyle::Auto,
             },
             requests_per_minute: self.small("upstream.requests_per_minute"),
             limit_per_minute: self.small("upstream.limit_per_minute"),

@@ -1,22 +1,32 @@
 //! Rules between keys, and what only the machine can say: files that must be readable.
 
-use std::{fs, io::Read as _, net::IpAddr};
+use std::{net::IpAddr, path::PathBuf};
 
 use super::{Mistake, Origin, build::Values};
-use crate::auth::TokenConfig;
+use crate::{
+    auth::TokenConfig,
+    globalsim::{KeySource, Secret},
+};
 
-const KEY_BYTES_MAX: usize = 4096;
+/// What the rules make of values that hold.
+pub struct Checked {
+    /// Legal, but worth a second look.
+    pub warnings: Vec<String>,
+    /// The API key; None where that is a mistake.
+    pub key: Option<KeySource>,
+}
 
-/// Checks what no single value shows; gives warnings.
-pub fn check(values: &Values, tokens: &[TokenConfig], mistakes: &mut Vec<Mistake>) -> Vec<String> {
+/// Checks what no single value shows.
+pub fn check(values: &Values, tokens: &[TokenConfig], mistakes: &mut Vec<Mistake>) -> Checked {
     let mut rules = Rules { values, mistakes, warnings: Vec::new() };
-    rules.upstream();
+    rules.base_url();
+    let key = rules.key();
     rules.budget();
     rules.retention();
     rules.listeners();
     rules.exposure(tokens);
     rules.pseudonyms();
-    rules.warnings
+    Checked { warnings: rules.warnings, key }
 }
 
 struct Rules<'v, 'm> {
@@ -45,7 +55,7 @@ impl Rules<'_, '_> {
         if self.values.origin(one) == Origin::Default { two } else { one }
     }
 
-    fn upstream(&mut self) {
+    fn base_url(&mut self) {
         let url = self.values.set_text("upstream.base_url").map(str::to_owned);
         match url {
             None if self.good(&["upstream.base_url"]) => self.wrong(
@@ -58,42 +68,35 @@ impl Rules<'_, '_> {
             )),
             _ => {}
         }
-        if !self.good(&["upstream.api_key", "upstream.api_key_file"]) {
-            return;
-        }
-        let inline = self.values.set_text("upstream.api_key").map(str::to_owned);
-        let file = self.values.set_text("upstream.api_key_file").map(str::to_owned);
-        match (inline, file) {
-            (Some(_), Some(_)) => self.wrong(
-                "upstream.api_key",
-                "api_key and api_key_file are both set",
-                "leave one of them out",
-            ),
-            (None, None) => self.wrong(
-                "upstream.api_key",
-                "no API key is set",
-                "set upstream.api_key_file to a file that holds it, or SIMCAST__UPSTREAM__API_KEY",
-            ),
-            (Some(key), None) => self.key("upstream.api_key", &key),
-            (None, Some(path)) => match read_key(&path) {
-                Ok(key) => self.key("upstream.api_key_file", &key),
-                Err(error) => self.wrong(
-                    "upstream.api_key_file",
-                    format!("{path} can't be read: {error}"),
-                    "give a file that this user may read, whose only line is the key",
-                ),
-            },
-        }
     }
 
-    fn key(&mut self, path: &str, key: &str) {
-        let key = key.trim();
-        if key.is_empty() || key.len() > KEY_BYTES_MAX || !key.bytes().all(|b| b.is_ascii_graphic()) {
-            self.wrong(
-                path,
-                "the key is empty or holds more than one line of visible ASCII",
-                "give the key alone",
-            );
+    fn key(&mut self) -> Option<KeySource> {
+        let (inline_key, file_key) = ("upstream.api_key", "upstream.api_key_file");
+        if !self.good(&[inline_key, file_key]) {
+            return None;
+        }
+        let inline = self.values.set_text(inline_key).map(Secret::new);
+        let file = self.values.set_text(file_key).map(|path| KeySource::File(PathBuf::from(path)));
+        let (key, source) = match (inline, file) {
+            (Some(_), Some(_)) => {
+                self.wrong(inline_key, "api_key and api_key_file are both set", "leave one of them out");
+                return None;
+            }
+            (None, None) => {
+                let cure = "set upstream.api_key_file to a file that holds it, or SIMCAST__UPSTREAM__API_KEY";
+                self.wrong(inline_key, "no API key is set", cure);
+                return None;
+            }
+            (Some(secret), None) => (inline_key, secret.map(KeySource::Inline)),
+            (None, Some(file)) => (file_key, file.load().map(|_| file)),
+        };
+        // A key that can't be read now would fail at the first request, after everything else has started.
+        match source {
+            Ok(source) => Some(source),
+            Err(error) => {
+                self.wrong(key, error.to_string(), "give the key alone, in a file that this user may read");
+                None
+            }
         }
     }
 
@@ -177,11 +180,4 @@ fn is_loopback_url(url: &str) -> bool {
     let host = uri.host().unwrap_or_default();
     let bare = host.trim_start_matches('[').trim_end_matches(']');
     host == "localhost" || bare.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
-}
-
-fn read_key(path: &str) -> std::io::Result<String> {
-    let mut text = String::new();
-    // One byte more than a key may have, so that a wrong file is noticed without being read whole.
-    fs::File::open(path)?.take(KEY_BYTES_MAX as u64 + 2).read_to_string(&mut text)?;
-    Ok(text)
 }

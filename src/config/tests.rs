@@ -53,7 +53,7 @@ fn the_smallest_configuration_has_the_documented_defaults() {
     let config = Case::new(GOOD).load().unwrap();
     assert_eq!(config.upstream.name, "default");
     assert_eq!((config.upstream.requests_per_minute, config.upstream.limit_per_minute), (400, 500));
-    assert_eq!((config.upstream.auth, config.upstream.details), (UpstreamAuth::Auto, Details::Wait));
+    assert_eq!((config.upstream.auth, config.upstream.details), (AuthStyle::Auto, Details::Wait));
     assert_eq!(config.upstream.details_wait, Duration::from_millis(800));
     assert_eq!(
         config.ingest,
@@ -125,7 +125,7 @@ fn mistakes_in_one_key_are_named_with_place_and_cure() {
         ),
         (
             "[http]\nallowed_hosts = [\"https://a.example\"]",
-            "http.allowed_hosts (simcast.toml:5): \"https://a.example\" is no host name; give a name such as simcast.example.com, or name:port",
+            "http.allowed_hosts (simcast.toml:5): \"https://a.example\" is no host name; give a name such as simcast.example.com, without port",
         ),
         (
             "[bus]\nkind = \"nats\"",
@@ -296,7 +296,7 @@ fn secrets_are_never_shown() {
     );
     let config = Case::new(&toml).load().unwrap();
     let shown = format!("{config:?}");
-    for secret in ["topsecret", &key, &format!("{:?}", key.as_bytes()).trim_matches(['[', ']'])] {
+    for secret in ["topsecret", &key, format!("{:?}", key.as_bytes()).trim_matches(['[', ']'])] {
         assert!(!shown.contains(secret), "{shown}");
     }
     for wrong in ["top\\nsecret", "  "] {
@@ -314,7 +314,7 @@ fn the_key_file_is_read_when_the_configuration_is_checked() {
     fs::write(case.sources.file.as_ref().unwrap(), toml).unwrap();
     assert!(case.mistakes()[0].contains("key can't be read: "), "{:?}", case.mistakes());
     fs::write(&file, "two\nlines\n").unwrap();
-    assert!(case.mistakes()[0].contains("more than one line"), "{:?}", case.mistakes());
+    assert!(case.mistakes()[0].contains("must be one line"), "{:?}", case.mistakes());
     fs::write(&file, "topsecret\n").unwrap();
     assert_eq!(case.load().unwrap().upstream.api_key, KeySource::File(file));
 }
@@ -418,17 +418,15 @@ fn other(key: &Key) -> String {
 fn every_key_of_the_table_reaches_the_configuration() {
     let bare = |config: Config| format!("{:?}", Config { effective: Vec::new(), ..config });
     let base = Case::new(GOOD).load().unwrap();
-    let secret = |config: &Config| match &config.upstream.api_key {
-        KeySource::Inline(secret) => secret.expose().to_owned(),
-        KeySource::File(_) => String::new(),
-    };
     // One choice only, a file that must exist, and a key that only tokens use: they have tests of their own.
     for key in KEYS
         .iter()
         .filter(|key| !["bus.kind", "upstream.api_key_file", "auth.pseudonym_key"].contains(&key.path))
     {
         let changed = Case::new(GOOD).env(&key.env(), &other(key)).load().unwrap();
-        let differs = secret(&changed) != secret(&base) || bare(changed) != bare(base.clone());
+        // The key's debug output is blotted out, so that it is compared apart.
+        let differs =
+            changed.upstream.api_key != base.upstream.api_key || bare(changed) != bare(base.clone());
         assert!(differs, "{} changes nothing", key.path);
     }
 }

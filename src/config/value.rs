@@ -32,7 +32,7 @@ pub enum Kind {
     Url,
     /// List of `scheme://host[:port]`.
     Origins,
-    /// List of host names, with port or without.
+    /// List of host names without port.
     Hosts,
     /// Log level or directives.
     Level,
@@ -208,7 +208,8 @@ impl Kind {
     }
 }
 
-pub(super) fn is_name(text: &str) -> bool {
+/// Whether a text can name an upstream or a token: 1 to 64 of `[A-Za-z0-9_.-]`.
+pub fn is_name(text: &str) -> bool {
     (1..=64).contains(&text.len())
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-'))
 }
@@ -269,12 +270,10 @@ fn origin(text: &str) -> Result<String, Problem> {
 fn host(text: &str) -> Result<String, Problem> {
     let parsed: Option<http::uri::Authority> = text.parse().ok();
     match parsed {
-        Some(authority) if !authority.host().is_empty() && !text.contains(['@', '*']) => {
-            Ok(text.to_ascii_lowercase())
-        }
+        Some(authority) if authority.host() == text && !text.contains('*') => Ok(text.to_ascii_lowercase()),
         _ => problem(
             format!("{text:?} is no host name"),
-            "give a name such as simcast.example.com, or name:port",
+            "give a name such as simcast.example.com, without port",
         ),
     }
 }
