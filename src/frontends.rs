@@ -20,6 +20,10 @@ pub mod info;
 pub mod listener;
 pub mod params;
 pub mod registry;
+pub mod sse;
+pub mod websocket;
+
+mod drain;
 
 #[cfg(test)]
 pub(crate) mod tests_support;
