@@ -12,6 +12,7 @@ use super::*;
 use crate::clock::{self, TokioClock};
 
 mod access;
+mod client;
 mod content;
 mod lists;
 mod paging;

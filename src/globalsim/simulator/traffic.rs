@@ -126,8 +126,9 @@ fn act(rng: &mut fastrand::Rng, sim: &mut Sim, event_type: &str, at_s: i64) -> A
             let (up, down) = (rng.u64(1..60), rng.u64(1..600));
             sim.sessions.grow(up, down);
             let month = Some(year_month(at_s));
-            sim.month_tenths =
-                if sim.month.is_none() || sim.month == month { sim.month_tenths } else { 0 } + up + down;
+            let is_same_month = sim.month.is_none() || sim.month == month;
+            let before = if is_same_month { sim.month_tenths } else { 0 };
+            sim.month_tenths = before + up + down;
             sim.month = month;
             Details::Usage { month_tenths: sim.month_tenths }
         }

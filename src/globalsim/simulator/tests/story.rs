@@ -196,8 +196,7 @@ async fn usage_grows_within_a_month_and_starts_over_in_the_next() {
         timestamp: Some(time.parse().unwrap()),
         ..spec(&iccid, "data_usage_update", 0)
     };
-    let mut usage =
-        |time: &str| bench.sim.inject(at(time)).row["details"]["current_usage_mb"].as_f64().unwrap();
+    let usage = |time: &str| bench.sim.inject(at(time)).row["details"]["current_usage_mb"].as_f64().unwrap();
     let october: Vec<f64> = (0..40).map(|_| usage("2025-10-31T23:59:59Z")).collect();
     assert!(october.is_sorted() && october[0] < october[39], "{october:?}");
     let november = usage("2025-11-01T00:00:00Z");
