@@ -149,7 +149,7 @@ fn spoken(value: &Value) -> String {
     match member {
         Some(Value::String(text)) => text.clone(),
         Some(Value::Array(items)) => {
-            let each: Vec<String> = items.iter().map(|item| complaint(item)).collect();
+            let each: Vec<String> = items.iter().map(complaint).collect();
             each.join("; ")
         }
         Some(Value::Object(object)) => match object.get("msg").or_else(|| object.get("message")) {

@@ -41,7 +41,8 @@ pub(in crate::globalsim) fn row(value: Value, context: Context<'_>) -> Result<Ro
 
 pub(super) fn bad(reason: String, value: &Value) -> BadRow {
     let mut raw = value.to_string();
-    raw.truncate(raw.floor_char_boundary(BAD_ROW_BYTES_MAX));
+    let cut = (0..=BAD_ROW_BYTES_MAX.min(raw.len())).rev().find(|at| raw.is_char_boundary(*at)).unwrap_or(0);
+    raw.truncate(cut);
     BadRow { reason, raw }
 }
 
