@@ -1,12 +1,67 @@
-//! The stored stream. (In-memory reading side; segments follow.)
+//! The stored stream: what has been appended, readable by everyone, in files of its own.
+//!
+//! The log is a row of segment files. Events are appended to the last one as checksummed frames ([`record`]) and are
+//! visible once the disk has confirmed them ([`append`]). Each segment has an index ([`index`]) by id, SIM, device,
+//! event type and time: in memory while it grows, a sidecar file afterwards. Sidecars are derived: one that is
+//! missing or damaged is made again ([`recovery`]). Old segments are unlinked whole ([`retention`]). Readers
+//! ([`reader`]) check every record, and report what is damaged as a [`Hole`] instead of delivering it.
 
-use std::collections::HashMap;
+mod append;
+mod disk;
+mod index;
+mod positions;
+mod reader;
+mod record;
+mod recovery;
+mod retention;
+mod segment;
+mod state;
+
+use std::{io, path::Path, sync::Arc};
 
 use jiff::Timestamp;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 
-use crate::event::{Cursor, GapReason, Predicate, Sealed, StoredEvent, cursor::tag, identity::id_hash};
+use crate::event::{Cursor, GapReason, Predicate, Sealed, StoredEvent};
+
+use self::{
+    append::Writer,
+    disk::{Disk, MemoryDisk, OsDisk},
+    state::State,
+};
+
+pub use record::BODY_BYTES_MAX;
+
+/// How a log is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Options {
+    /// Identity of a log that has to be created; an existing log keeps its own.
+    pub incarnation: u64,
+    /// Size at which a segment is finished and the next begun; at most [`SEGMENT_BYTES_MAX`].
+    pub segment_bytes: u64,
+    /// Days that events are kept.
+    pub retention_days: u32,
+    /// Bytes of segments that are kept.
+    pub retention_bytes: u64,
+    /// Bytes of the newest events held in memory.
+    pub recent_bytes: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            incarnation: 1,
+            segment_bytes: 64 << 20,
+            retention_days: 7,
+            retention_bytes: 10 << 30,
+            recent_bytes: 8 << 20,
+        }
+    }
+}
+
+/// Largest segment; offsets in a segment must fit 32 bits.
+pub const SEGMENT_BYTES_MAX: u64 = 1 << 30;
 
 /// What the log holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -116,14 +171,18 @@ pub enum CursorState {
 #[derive(Debug)]
 pub struct Log {
     incarnation: u64,
-    inner: RwLock<Inner>,
+    options: Options,
+    disk: Arc<dyn Disk>,
+    state: RwLock<State>,
+    /// Held while appending.
+    writer: Mutex<Writer>,
+    /// Held while sidecars are written and segments removed.
+    maintenance: Mutex<()>,
+    /// Position after which somebody has still to read.
+    held: Mutex<Option<u64>>,
+    /// Why the last append failed.
+    trouble: Mutex<Option<String>>,
     edge: watch::Sender<u64>,
-}
-
-#[derive(Debug, Default)]
-struct Inner {
-    events: Vec<StoredEvent>,
-    ids: HashMap<u128, KnownId>,
 }
 
 /// An event with what is remembered of its id.
@@ -138,9 +197,54 @@ pub struct Entry {
 }
 
 impl Log {
+    /// Opens the log in a directory, or creates it, and repairs what a crash left. The caller sees to it that nobody
+    /// else has the directory. Blocks on the disk.
+    ///
+    /// # Errors
+    /// Where the disk refuses, or the files belong to another log or a later version.
+    pub fn open(directory: &Path, options: Options) -> io::Result<Self> {
+        Self::open_on(Arc::new(OsDisk::open(directory)?), options)
+    }
+
     /// A log that lives in memory only.
+    ///
+    /// # Panics
+    /// Never: memory refuses nothing.
     pub fn in_memory(incarnation: u64) -> Self {
-        Self { incarnation, inner: RwLock::default(), edge: watch::Sender::new(0) }
+        Self::in_memory_with(Options {
+            incarnation,
+            segment_bytes: 8 << 20,
+            retention_bytes: 256 << 20,
+            ..Options::default()
+        })
+    }
+
+    /// As [`Log::in_memory`], kept as `options` say.
+    ///
+    /// # Panics
+    /// Never: memory refuses nothing.
+    pub fn in_memory_with(options: Options) -> Self {
+        match Self::open_on(Arc::new(MemoryDisk::default()), options) {
+            Ok(log) => log,
+            Err(error) => unreachable!("memory refused: {error}"),
+        }
+    }
+
+    fn open_on(disk: Arc<dyn Disk>, mut options: Options) -> io::Result<Self> {
+        options.segment_bytes = options.segment_bytes.min(SEGMENT_BYTES_MAX);
+        let recovery::Recovered { incarnation, state } = recovery::recover(&*disk, &options)?;
+        let edge = watch::Sender::new(state.last_seq());
+        Ok(Self {
+            incarnation,
+            options,
+            disk,
+            state: RwLock::new(state),
+            writer: Mutex::default(),
+            maintenance: Mutex::default(),
+            held: Mutex::default(),
+            trouble: Mutex::default(),
+            edge,
+        })
     }
 
     /// Identity of this log, made when it was created.
@@ -150,18 +254,7 @@ impl Log {
 
     /// What is kept.
     pub fn bounds(&self) -> Bounds {
-        let inner = self.inner.read();
-        let time = |e: Option<&StoredEvent>| {
-            e.and_then(|e| e.keys().ok().and_then(|k| Timestamp::from_microsecond(k.observed_us).ok()))
-        };
-        Bounds {
-            incarnation: self.incarnation,
-            first_seq: inner.events.first().map_or(*self.edge.borrow() + 1, StoredEvent::seq),
-            last_seq: *self.edge.borrow(),
-            events: inner.events.len() as u64,
-            first_time: time(inner.events.first()),
-            last_time: time(inner.events.last()),
-        }
+        self.state.read().bounds(self.incarnation)
     }
 
     /// Sequence of the newest readable event; changes after each append.
@@ -173,29 +266,21 @@ impl Log {
     ///
     /// # Errors
     /// Where the disk refuses; nothing is readable then of what was not durable.
-    pub fn append(&self, entries: Vec<Entry>) -> std::io::Result<Vec<u64>> {
-        let mut seqs = Vec::with_capacity(entries.len());
-        let mut inner = self.inner.write();
-        let mut last = *self.edge.borrow();
-        for Entry { sealed, identity, content } in entries {
-            last += 1;
-            inner.ids.insert(id_hash(&sealed.id), KnownId { seq: last, identity, content });
-            inner.events.push(sealed.at(last));
-            seqs.push(last);
-        }
-        drop(inner);
-        self.edge.send_replace(last);
-        Ok(seqs)
+    pub fn append(&self, entries: Vec<Entry>) -> io::Result<Vec<u64>> {
+        self.append_next(entries)
     }
 
     /// Why appends fail at the moment; None while they can succeed.
     pub fn unwritable(&self) -> Option<String> {
-        None
+        self.trouble.lock().clone()
     }
 
     /// What is remembered of an id.
     pub fn find(&self, id: &str) -> Option<KnownId> {
-        self.inner.read().ids.get(&id_hash(id)).copied()
+        self.try_find(id).unwrap_or_else(|error| {
+            tracing::error!(%error, id, "an id can't be looked up in the log");
+            None
+        })
     }
 
     /// The event at a sequence.
@@ -203,8 +288,7 @@ impl Log {
     /// # Errors
     /// Where the disk refuses.
     pub fn get(&self, seq: u64) -> Result<Option<StoredEvent>, ReadError> {
-        let inner = self.inner.read();
-        Ok(inner.events.binary_search_by_key(&seq, StoredEvent::seq).ok().map(|i| inner.events[i].clone()))
+        Ok(self.read_one(seq)?)
     }
 
     /// Reads matches, bounded in events, bytes and records looked at; a page may be empty and still make progress.
@@ -212,39 +296,7 @@ impl Log {
     /// # Errors
     /// [`ReadError::Expired`] going forward from before the oldest event.
     pub fn read(&self, request: ReadRequest<'_>) -> Result<ReadPage, ReadError> {
-        let inner = self.inner.read();
-        let first_seq = inner.events.first().map_or(0, StoredEvent::seq);
-        if request.direction == Direction::Forward && request.from + 1 < first_seq {
-            return Err(ReadError::Expired { first_seq });
-        }
-        let mut page = ReadPage { next: request.from, at_end: true, ..Default::default() };
-        let mut bytes = 0;
-        let mut visit = |event: &StoredEvent| {
-            let Ok(keys) = event.keys() else { return true };
-            if request.predicate.matches(&keys) {
-                if page.events.len() >= request.limit
-                    || (bytes + event.bytes() > request.max_bytes && bytes > 0)
-                {
-                    page.at_end = false;
-                    return false;
-                }
-                bytes += event.bytes();
-                page.events.push(event.clone());
-            }
-            page.next = event.seq();
-            true
-        };
-        match request.direction {
-            Direction::Forward => {
-                let at = inner.events.partition_point(|e| e.seq() <= request.from);
-                inner.events[at..].iter().all(&mut visit);
-            }
-            Direction::Backward => {
-                let at = inner.events.partition_point(|e| e.seq() < request.from);
-                inner.events[..at].iter().rev().all(&mut visit);
-            }
-        }
-        Ok(page)
+        self.read_page(request)
     }
 
     /// The position (exclusive) before the first event observed at or after `time`.
@@ -252,18 +304,12 @@ impl Log {
     /// # Errors
     /// Where the disk refuses.
     pub fn position_at(&self, time: Timestamp) -> Result<u64, ReadError> {
-        let inner = self.inner.read();
-        let us = time.as_microsecond();
-        let at = inner.events.partition_point(|e| e.keys().is_ok_and(|k| k.observed_us < us));
-        Ok(inner.events.get(at).map_or(*self.edge.borrow(), |e| e.seq() - 1))
+        Ok(self.position_before(time)?)
     }
 
     /// The cursor of a position: tagged with the last event at or before it.
     pub fn cursor_at(&self, seq: u64) -> Cursor {
-        let inner = self.inner.read();
-        let at = inner.events.partition_point(|e| e.seq() <= seq);
-        let tag = at.checked_sub(1).and_then(|i| inner.events[i].keys().ok()).map_or(0, |k| tag(k.id));
-        Cursor { incarnation: self.incarnation, seq, tag }
+        self.cursor_of(seq)
     }
 
     /// Checks that a cursor is a position of this log; gives the position.
@@ -271,19 +317,15 @@ impl Log {
     /// # Errors
     /// [`CursorState`] says in which way it is not.
     pub fn check(&self, cursor: Cursor) -> Result<u64, CursorState> {
-        if cursor.incarnation != self.incarnation {
-            return Err(CursorState::OtherIncarnation);
-        }
-        if cursor.seq > *self.edge.borrow() {
-            return Err(CursorState::Regressed);
-        }
-        let first = self.bounds().first_seq;
-        if cursor.seq + 1 < first {
-            return Err(CursorState::Expired);
-        }
-        if cursor.seq >= first && self.cursor_at(cursor.seq).tag != cursor.tag {
-            return Err(CursorState::Regressed);
-        }
-        Ok(cursor.seq)
+        self.check_cursor(cursor)
+    }
+
+    /// Smallest and largest event time kept, as events tell them; None where nothing is kept.
+    pub fn event_times(&self) -> Option<(Timestamp, Timestamp)> {
+        let (low, high) = self.state.read().event_times()?;
+        Timestamp::from_microsecond(low).ok().zip(Timestamp::from_microsecond(high).ok())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,6 +4,7 @@
 //! are remembered for the whole retention, and two gateways can't open the same directory, since the first holds an
 //! OS lock on it until it ends, however it ends.
 
+mod caretaker;
 mod kv;
 mod writer;
 
@@ -27,11 +28,15 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use self::{
+    caretaker::Caretaker,
     kv::{Kv, Op},
     writer::{Command, State, Writer},
 };
 use super::{AppendError, Appended, Bucket, Bus, Change, Entry, Fence, Health, KvError, Lease, NewEvent};
-use crate::{clock::SharedClock, log::Log};
+use crate::{
+    clock::SharedClock,
+    log::{Log, Options},
+};
 
 /// Where the log lies and how long it is kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -106,7 +111,7 @@ impl OpenError {
 pub struct Embedded {
     log: Arc<Log>,
     kv: Arc<Kv>,
-    writer: Mutex<Option<Writer>>,
+    threads: Mutex<Option<Threads>>,
     commands: std::sync::mpsc::SyncSender<Command>,
     closed: AtomicBool,
     stopping: CancellationToken,
@@ -129,26 +134,27 @@ impl Embedded {
             path: kv_path.clone().unwrap_or_default(),
             reason: error.to_string(),
         })?;
-        let incarnation = config.incarnation.unwrap_or_else(|| fastrand::Rng::new().u64(1..));
-        let log = Arc::new(Log::in_memory(incarnation));
+        let log = Arc::new(open_log(&config)?);
         let fences = kv.fences().map_err(|error| OpenError::KeyValue {
             path: kv_path.unwrap_or_default(),
             reason: error.to_string(),
         })?;
-        let state = State {
+        let in_memory = config.path.is_none();
+        let unusable = |source| OpenError::Unusable { path: config.path.clone().unwrap_or_default(), source };
+        let caretaker = Caretaker::start(Arc::clone(&log), Arc::clone(&clock)).map_err(unusable)?;
+        let writer = Writer::start(State {
             log: Arc::clone(&log),
             clock,
             late_after: config.late_after,
+            caretaker: caretaker.requests,
             fences: fences.into_iter().collect(),
-        };
-        let in_memory = config.path.is_none();
-        let writer = Writer::start(state)
-            .map_err(|source| OpenError::Unusable { path: config.path.unwrap_or_default(), source })?;
+        });
+        let writer = writer.map_err(unusable)?;
         Ok(Arc::new(Self {
             log,
             kv: Arc::new(kv),
             commands: writer.commands.clone(),
-            writer: Mutex::new(Some(writer)),
+            threads: Mutex::new(Some(Threads { writer, caretaker: caretaker.thread })),
             closed: AtomicBool::new(false),
             stopping: CancellationToken::new(),
             leases: Mutex::default(),
@@ -201,22 +207,39 @@ impl Embedded {
         tokio::task::spawn_blocking(wait).await.ok().flatten()
     }
 
-    fn stop(&self) {
+    /// Refuses what comes from now on; gives what has still to be done, which blocks.
+    fn stop(&self) -> impl FnOnce() + Send + 'static {
         self.closed.store(true, Ordering::Release);
         self.stopping.cancel();
-        if let Some(writer) = self.writer.lock().take() {
-            // Either fails only if the thread has ended already.
-            let _ = writer.commands.send(Command::Close);
-            let _ = writer.thread.join();
+        let threads = self.threads.lock().take();
+        let lock = self.lock.lock().take();
+        let (kv, log) = (Arc::clone(&self.kv), Arc::clone(&self.log));
+        move || {
+            if let Some(Threads { writer, caretaker }) = threads {
+                // Sending or joining fails only where a thread has ended already.
+                let _ = writer.commands.send(Command::Close);
+                let _ = writer.thread.join();
+                let _ = caretaker.join();
+                if let Err(error) = log.close() {
+                    tracing::warn!(%error, "the log was not closed cleanly; the next start takes longer");
+                }
+            }
+            kv.close();
+            drop(lock);
         }
-        self.kv.close();
-        drop(self.lock.lock().take());
     }
+}
+
+/// What runs beside the caller.
+#[derive(Debug)]
+struct Threads {
+    writer: Writer,
+    caretaker: std::thread::JoinHandle<()>,
 }
 
 impl Drop for Embedded {
     fn drop(&mut self) {
-        self.stop();
+        self.stop()();
     }
 }
 
@@ -314,26 +337,36 @@ impl Bus for Embedded {
     }
 
     async fn shutdown(&self) {
-        self.closed.store(true, Ordering::Release);
-        self.stopping.cancel();
-        let commands = self.commands.clone();
-        let writer = self.writer.lock().take();
-        let kv = Arc::clone(&self.kv);
-        let lock = self.lock.lock().take();
-        let finish = move || {
-            if let Some(writer) = writer {
-                // Either fails only if the thread has ended already.
-                let _ = commands.send(Command::Close);
-                let _ = writer.thread.join();
-            }
-            kv.close();
-            drop(lock);
-        };
-        if let Err(error) = tokio::task::spawn_blocking(finish).await {
+        if let Err(error) = tokio::task::spawn_blocking(self.stop()).await {
             tracing::error!(%error, "the log was not closed cleanly");
         }
     }
 }
+
+fn open_log(config: &Config) -> Result<Log, OpenError> {
+    let options = Options {
+        incarnation: config.incarnation.unwrap_or_else(|| fastrand::Rng::new().u64(1..)),
+        segment_bytes: config.segment_bytes,
+        retention_days: config.retention_days,
+        retention_bytes: config.retention_bytes,
+        ..Options::default()
+    };
+    match &config.path {
+        None => Ok(Log::in_memory_with(Options {
+            segment_bytes: options.segment_bytes.min(MEMORY_SEGMENT_BYTES),
+            retention_bytes: options.retention_bytes.min(MEMORY_BYTES),
+            ..options
+        })),
+        Some(path) => {
+            let path = path.join("log");
+            Log::open(&path, options).map_err(|source| OpenError::Unusable { path, source })
+        }
+    }
+}
+
+/// What a log in memory keeps at most, whatever the retention says.
+const MEMORY_BYTES: u64 = 256 << 20;
+const MEMORY_SEGMENT_BYTES: u64 = 8 << 20;
 
 /// Creates the directory, for its owner only, and locks it against other processes.
 fn lock_directory(path: &Path) -> Result<File, OpenError> {

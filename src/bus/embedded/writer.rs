@@ -15,8 +15,8 @@ use tokio::sync::oneshot;
 use crate::{
     bus::{AppendError, Appended, Fence, NewEvent},
     clock::SharedClock,
-    event::identity::id_hash,
-    log::{Entry, Log},
+    event::{SealError, Sealed, identity::id_hash},
+    log::{BODY_BYTES_MAX, Entry, Log},
 };
 
 /// Batches that may wait; a caller beyond that waits outside.
@@ -48,6 +48,8 @@ pub(super) struct State {
     pub(super) log: Arc<Log>,
     pub(super) clock: SharedClock,
     pub(super) late_after: SignedDuration,
+    /// Where to ask for maintenance.
+    pub(super) caretaker: mpsc::SyncSender<()>,
     /// Newest fence by lease.
     pub(super) fences: HashMap<String, u64>,
 }
@@ -93,6 +95,14 @@ fn run(mut state: State, queue: &mpsc::Receiver<Command>) {
             let _ = answer.send(Err(AppendError::Closed));
         }
     }
+}
+
+fn short_enough(sealed: Sealed) -> Result<Sealed, SealError> {
+    let bytes = sealed.body.len();
+    if bytes > BODY_BYTES_MAX {
+        return Err(SealError { field: "event", bytes, max: BODY_BYTES_MAX });
+    }
+    Ok(sealed)
 }
 
 /// Batches that will share one fsync.
@@ -144,11 +154,14 @@ impl State {
             let hash = id_hash(&event.id);
             let outcome = if let Some(place) = group.places.get(&hash) {
                 Outcome::Repeat(*place)
-            } else if let Some(known) = self.log.find(&event.id) {
+            } else if let Some(known) =
+                self.log.try_find(&event.id).map_err(|error| AppendError::Unavailable(error.to_string()))?
+            {
                 Outcome::Known(known.seq)
             } else {
                 let sealed = event
                     .seal(observed_at, self.late_after)
+                    .and_then(short_enough)
                     .map_err(|source| AppendError::BadEvent { index, source })?;
                 let place = group.entries.len();
                 group.entries.push(Entry { sealed, identity, content });
@@ -176,6 +189,10 @@ impl State {
         } else {
             self.log.append(entries).map_err(|error| error.to_string())
         };
+        if self.log.needs_maintenance() {
+            // If one request is waiting already, it will do.
+            let _ = self.caretaker.try_send(());
+        }
         for (outcomes, answer) in batches {
             let known = |outcome: &Outcome| match outcome {
                 Outcome::Known(seq) => Some(Appended::Known(*seq)),

@@ -1,0 +1,172 @@
+//! Appending: encode, write, sync, and only then show.
+//!
+//! A full disk is waited out: what was written of a refused batch is cut off again before the next one. A failed
+//! sync is final until a restart, since the system may have dropped the pages that it could not write, and a second
+//! sync would then succeed over a hole.
+
+use std::{io, sync::Arc};
+
+use super::{
+    Entry, Log,
+    index::live::Indexed,
+    record::{BODY_BYTES_MAX, Frame, Seed},
+    state::Active,
+};
+use crate::event::StoredEvent;
+
+/// What only the appending thread knows.
+#[derive(Debug, Default)]
+pub(crate) struct Writer {
+    buffer: Vec<u8>,
+    /// Bytes may lie behind the last record.
+    dirty: bool,
+    /// No append can succeed any more.
+    stopped: Option<Stopped>,
+}
+
+/// Why no append can succeed any more.
+#[derive(Debug, Clone, thiserror::Error)]
+enum Stopped {
+    #[error("the log is closed")]
+    Closed,
+    #[error("{0}; restart to recover")]
+    Failed(String),
+}
+
+/// Records that are written and synced together.
+#[derive(Default)]
+struct Piece {
+    indexed: Vec<Indexed>,
+    events: Vec<StoredEvent>,
+}
+
+impl Log {
+    /// As [`Log::append`], at given sequences: they must increase and lie above the last one. For a log that mirrors
+    /// another store.
+    ///
+    /// # Errors
+    /// As [`Log::append`]; also where a sequence is not above the one before.
+    pub fn append_at(&self, entries: Vec<(u64, Entry)>) -> io::Result<()> {
+        self.append_locked(&mut self.writer.lock(), entries)
+    }
+
+    /// As [`Log::append_at`], at the next sequences.
+    pub(crate) fn append_next(&self, entries: Vec<Entry>) -> io::Result<Vec<u64>> {
+        let mut writer = self.writer.lock();
+        let first = self.state.read().last_seq() + 1;
+        let numbered: Vec<_> = (first..).zip(entries).collect();
+        let seqs = numbered.iter().map(|(seq, _)| *seq).collect();
+        self.append_locked(&mut writer, numbered)?;
+        Ok(seqs)
+    }
+
+    fn append_locked(&self, writer: &mut Writer, entries: Vec<(u64, Entry)>) -> io::Result<()> {
+        let mut last = self.state.read().last_seq();
+        for (seq, entry) in &entries {
+            if *seq <= last || entry.sealed.body.len() > BODY_BYTES_MAX {
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidInput,
+                    "an entry that can't be stored there",
+                ));
+            }
+            last = *seq;
+        }
+        let result = self.write_all(writer, entries);
+        *self.trouble.lock() = result.as_ref().err().map(ToString::to_string);
+        result
+    }
+
+    fn write_all(&self, writer: &mut Writer, entries: Vec<(u64, Entry)>) -> io::Result<()> {
+        if let Some(stopped) = &writer.stopped {
+            return Err(io::Error::other(stopped.clone()));
+        }
+        let mut piece = Piece::default();
+        writer.buffer.clear();
+        for (seq, Entry { sealed, identity, content }) in entries {
+            if writer.buffer.len() as u64 >= self.options.segment_bytes {
+                self.write(writer, std::mem::take(&mut piece))?;
+            }
+            let frame =
+                Frame { seq, identity, content, keys_len: sealed.keys_len, body: sealed.body.as_ref() };
+            let keys = frame
+                .keys()
+                .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "an event without keys"))?;
+            piece.indexed.push(Indexed::new(&frame, &keys, writer.buffer.len() as u64));
+            frame.encode(Seed::of(self.incarnation), &mut writer.buffer);
+            piece.events.push(sealed.at(seq));
+        }
+        self.write(writer, piece)
+    }
+
+    /// Writes the buffer durably, then publishes its records.
+    fn write(&self, writer: &mut Writer, piece: Piece) -> io::Result<()> {
+        if piece.events.is_empty() {
+            return Ok(());
+        }
+        let (mut end, empty, last_seq) = {
+            let active = &self.state.read().active;
+            (active.index.end, active.index.records.is_empty(), active.last_seq)
+        };
+        if !empty && end + writer.buffer.len() as u64 > self.options.segment_bytes {
+            let next = Active::create(&*self.disk, self.incarnation, last_seq + 1)?;
+            end = next.index.end;
+            self.state.write().roll(next, self.incarnation);
+            writer.dirty = false;
+        }
+        let file = self.state.read().active.file.clone();
+        if writer.dirty {
+            file.truncate(end)?;
+        }
+        writer.dirty = true;
+        file.write_at(&writer.buffer, end)?;
+        if let Err(error) = file.sync() {
+            if !is_full(&error) {
+                let reason = format!("the disk did not confirm a write: {error}");
+                tracing::error!(%error, "the disk did not confirm a write; the log is read-only until a restart");
+                writer.stopped = Some(Stopped::Failed(reason));
+            }
+            return Err(error);
+        }
+        writer.dirty = false;
+        writer.buffer.clear();
+        let Piece { indexed, events } = piece;
+        let indexed = indexed.into_iter().map(|one| one.moved(end)).collect();
+        let last_seq = events.last().map(StoredEvent::seq);
+        self.state.write().publish(indexed, events);
+        if let Some(last_seq) = last_seq {
+            self.edge.send_replace(last_seq);
+        }
+        Ok(())
+    }
+
+    /// Leaves the files as a clean stop does, so that the next start reads no segment. Reads go on; appends fail.
+    ///
+    /// # Errors
+    /// Where the disk refuses; the next start then reads the last segment through.
+    pub fn close(&self) -> io::Result<()> {
+        let mut writer = self.writer.lock();
+        if writer.stopped.is_some() {
+            return Ok(());
+        }
+        writer.stopped = Some(Stopped::Closed);
+        let (file, index, base_seq, last_seq) = {
+            let active = &self.state.read().active;
+            (active.file.clone(), active.index.clone(), active.base_seq, active.last_seq)
+        };
+        if writer.dirty {
+            file.truncate(index.end)?;
+            file.sync()?;
+        }
+        let sealed = Arc::clone(&self.state.read().sealed);
+        for segment in sealed.iter() {
+            segment.finish(&*self.disk)?;
+        }
+        let summary = index.summary(base_seq, last_seq);
+        super::segment::write_sidecar(&*self.disk, &index, self.incarnation, &summary).map(|_| ())
+    }
+}
+
+/// Whether the disk may take the same write later.
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}

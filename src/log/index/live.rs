@@ -1,0 +1,124 @@
+//! The index of a segment that is being written, or whose sidecar is not made yet.
+
+use std::{collections::HashMap, ops::Range};
+
+use smallvec::SmallVec;
+
+use super::{Index, Record, Take, sidecar::Summary, terms_of};
+use crate::{
+    event::{Keys, cursor, identity::id_hash},
+    log::{KnownId, record::Frame},
+};
+
+/// Grows by appending; knows everything that the sidecar will hold.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct LiveIndex {
+    pub(crate) records: Vec<Record>,
+    pub(crate) holes: Vec<(u64, u64)>,
+    pub(crate) ids: HashMap<u128, KnownId>,
+    pub(crate) postings: HashMap<u64, SmallVec<[u32; 3]>>,
+    /// Smallest and largest event time, microseconds.
+    pub(crate) times: Option<(i64, i64)>,
+    pub(crate) end: u64,
+}
+
+/// All that the index keeps of a record, worked out before the index is locked.
+#[derive(Debug, Clone)]
+pub(crate) struct Indexed {
+    record: Record,
+    bytes: u64,
+    id: u128,
+    known: KnownId,
+    terms: [Option<u64>; 3],
+    time_us: i64,
+}
+
+impl Indexed {
+    pub(crate) fn new(frame: &Frame<'_>, keys: &Keys<'_>, offset: u64) -> Self {
+        let Frame { seq, identity, content, .. } = *frame;
+        Self {
+            record: Record {
+                seq,
+                observed_us: keys.observed_us,
+                offset: offset as u32,
+                tag: cursor::tag(keys.id),
+            },
+            bytes: frame.bytes() as u64,
+            id: id_hash(keys.id),
+            known: KnownId { seq, identity, content },
+            terms: terms_of(keys),
+            time_us: keys.time_us,
+        }
+    }
+
+    /// As if it lay `by` bytes later.
+    pub(crate) fn moved(mut self, by: u64) -> Self {
+        self.record.offset += by as u32;
+        self
+    }
+}
+
+impl LiveIndex {
+    /// An index of a segment whose records begin at `offset`.
+    pub(crate) fn starting_at(offset: u64) -> Self {
+        Self { end: offset, ..Self::default() }
+    }
+
+    /// What the sidecar's header will say.
+    pub(crate) fn summary(&self, base_seq: u64, last_seq: u64) -> Summary {
+        let first = self.records.first();
+        let hole = self.holes.first().map(|(first, _)| *first);
+        let record = first.map(|record| record.seq);
+        Summary {
+            base_seq,
+            last_seq,
+            bytes: self.end,
+            records: self.records.len() as u64,
+            first_seq: hole.into_iter().chain(record).min(),
+            observed: first.zip(self.records.last()).map(|(a, b)| (a.observed_us, b.observed_us)),
+            times: self.times,
+        }
+    }
+
+    pub(crate) fn add(&mut self, indexed: Indexed) {
+        let Indexed { record, bytes, id, known, terms, time_us } = indexed;
+        let ordinal = self.records.len() as u32;
+        self.records.push(record);
+        self.end = u64::from(record.offset) + bytes;
+        self.ids.insert(id, known);
+        for term in terms.into_iter().flatten() {
+            self.postings.entry(term).or_default().push(ordinal);
+        }
+        let (low, high) = self.times.unwrap_or((time_us, time_us));
+        self.times = Some((low.min(time_us), high.max(time_us)));
+    }
+}
+
+impl Index for LiveIndex {
+    fn len(&self) -> usize {
+        self.records.len()
+    }
+
+    fn record(&self, ordinal: usize) -> Record {
+        self.records[ordinal]
+    }
+
+    fn end(&self) -> u64 {
+        self.end
+    }
+
+    fn find(&self, id: u128) -> Option<KnownId> {
+        self.ids.get(&id).copied()
+    }
+
+    fn holes(&self) -> Vec<(u64, u64)> {
+        self.holes.clone()
+    }
+
+    fn postings(&self, term: u64, range: Range<u32>, take: Take, out: &mut Vec<u32>) {
+        let Some(list) = self.postings.get(&term) else { return };
+        let start = list.partition_point(|ordinal| *ordinal < range.start);
+        let end = list.partition_point(|ordinal| *ordinal < range.end);
+        out.extend_from_slice(&list[take.of(start, end)]);
+    }
+}

@@ -1,0 +1,371 @@
+//! The index of a finished segment, as a file beside it that is read in place.
+//!
+//! Layout, little-endian: a header of [`HEADER_BYTES`] with counts, ranges and two CRCs, then the records (24 bytes
+//! each), holes (16), a directory of the sorted ids by their first bits (4), the ids (16), what is remembered of
+//! each (24), the sorted terms (16) and their ordinals (4). When retention removes a segment whose ids must still
+//! be known, a sidecar with nothing but ids stays.
+//!
+//! A sidecar is never trusted: its header is checked when it is opened, the rest before it is first used, and one
+//! that is damaged is made again from its segment.
+
+use std::{fmt, ops::Range, sync::OnceLock};
+
+use super::{Index, Record, Take, live::LiveIndex};
+use crate::log::{
+    KnownId,
+    disk::Mapped,
+    record::{Damaged, u32_at, u64_at},
+};
+
+const HEADER_BYTES: usize = 128;
+const MAGIC: [u8; 8] = *b"scindex\x01";
+const RECORD_BYTES: usize = 24;
+const HOLE_BYTES: usize = 16;
+const ID_BYTES: usize = 16;
+const KNOWN_BYTES: usize = 24;
+const TERM_BYTES: usize = 16;
+/// Ids that share a directory entry, about.
+const IDS_PER_BUCKET: usize = 8;
+/// No segment holds more; keeps arithmetic on damaged counts from overflowing.
+const COUNT_MAX: usize = 1 << 28;
+
+/// What a sidecar's header says of its segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Summary {
+    pub(crate) base_seq: u64,
+    /// Last position, readable or not; below `base_seq` where there is none.
+    pub(crate) last_seq: u64,
+    /// Of the segment file.
+    pub(crate) bytes: u64,
+    pub(crate) records: u64,
+    /// First record or hole.
+    pub(crate) first_seq: Option<u64>,
+    /// First and last observation, microseconds.
+    pub(crate) observed: Option<(i64, i64)>,
+    /// Smallest and largest event time, microseconds.
+    pub(crate) times: Option<(i64, i64)>,
+}
+
+/// An opened sidecar.
+pub(crate) struct Sidecar {
+    bytes: Mapped,
+    layout: Layout,
+    summary: Summary,
+    sound: OnceLock<bool>,
+}
+
+impl fmt::Debug for Sidecar {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sidecar").field("summary", &self.summary).finish_non_exhaustive()
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Layout {
+    records: usize,
+    holes: usize,
+    directory_bits: u32,
+    ids: usize,
+    terms: usize,
+    ordinals: usize,
+}
+
+impl Layout {
+    fn holes_at(self) -> usize {
+        HEADER_BYTES + self.records * RECORD_BYTES
+    }
+    fn directory_at(self) -> usize {
+        self.holes_at() + self.holes * HOLE_BYTES
+    }
+    fn ids_at(self) -> usize {
+        self.directory_at() + 4 * ((1 << self.directory_bits) + 1)
+    }
+    fn known_at(self) -> usize {
+        self.ids_at() + self.ids * ID_BYTES
+    }
+    fn terms_at(self) -> usize {
+        self.known_at() + self.ids * KNOWN_BYTES
+    }
+    fn ordinals_at(self) -> usize {
+        self.terms_at() + self.terms * TERM_BYTES
+    }
+    fn end(self) -> usize {
+        self.ordinals_at() + self.ordinals * 4
+    }
+}
+
+/// The file of an index.
+pub(crate) fn encode(index: &LiveIndex, incarnation: u64, summary: &Summary) -> Vec<u8> {
+    let mut terms: Vec<_> = index.postings.iter().collect();
+    terms.sort_unstable_by_key(|(term, _)| **term);
+    let mut ids: Vec<_> = index.ids.iter().map(|(id, known)| (*id, *known)).collect();
+    ids.sort_unstable_by_key(|(id, _)| *id);
+    let mut body = Vec::with_capacity(index.records.len() * 110);
+    for record in &index.records {
+        put_u64(&mut body, record.seq);
+        put_u64(&mut body, record.observed_us as u64);
+        put_u32(&mut body, record.offset);
+        put_u32(&mut body, record.tag);
+    }
+    for (first, last) in &index.holes {
+        put_u64(&mut body, *first);
+        put_u64(&mut body, *last);
+    }
+    let directory_bits = put_ids(&ids, &mut body);
+    let mut start = 0;
+    for (term, list) in &terms {
+        put_u64(&mut body, **term);
+        put_u32(&mut body, start);
+        put_u32(&mut body, list.len() as u32);
+        start += list.len() as u32;
+    }
+    for ordinal in terms.iter().flat_map(|(_, list)| list.iter()) {
+        put_u32(&mut body, *ordinal);
+    }
+    let layout = Layout {
+        records: index.records.len(),
+        holes: index.holes.len(),
+        directory_bits,
+        ids: ids.len(),
+        terms: terms.len(),
+        ordinals: start as usize,
+    };
+    with_header(layout, incarnation, summary, &body)
+}
+
+/// The file that remembers the ids of a sidecar and nothing else.
+pub(crate) fn encode_ids(sidecar: &Sidecar, incarnation: u64) -> Vec<u8> {
+    let Layout { ids, directory_bits, .. } = sidecar.layout;
+    let layout = Layout { records: 0, holes: 0, directory_bits, ids, terms: 0, ordinals: 0 };
+    let body = &sidecar.bytes()[sidecar.layout.directory_at()..sidecar.layout.terms_at()];
+    with_header(layout, incarnation, &sidecar.summary, body)
+}
+
+fn put_ids(ids: &[(u128, KnownId)], body: &mut Vec<u8>) -> u32 {
+    let bits = (ids.len() / IDS_PER_BUCKET).max(1).ilog2();
+    let mut next = 0;
+    for bucket in 0..=1u64 << bits {
+        while next < ids.len() && bucket_of(ids[next].0, bits) < bucket {
+            next += 1;
+        }
+        put_u32(body, next as u32);
+    }
+    for (id, _) in ids {
+        body.extend_from_slice(&id.to_le_bytes());
+    }
+    for (_, known) in ids {
+        put_u64(body, known.seq);
+        put_u64(body, known.identity);
+        put_u32(body, known.content);
+        put_u32(body, 0);
+    }
+    bits
+}
+
+fn bucket_of(id: u128, bits: u32) -> u64 {
+    if bits == 0 { 0 } else { (id >> (128 - bits)) as u64 }
+}
+
+fn with_header(layout: Layout, incarnation: u64, summary: &Summary, body: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(HEADER_BYTES + body.len());
+    out.extend_from_slice(&MAGIC);
+    let (observed, times) = (summary.observed.unwrap_or((1, 0)), summary.times.unwrap_or((1, 0)));
+    for word in [
+        incarnation,
+        summary.base_seq,
+        summary.last_seq,
+        summary.bytes,
+        summary.records,
+        summary.first_seq.unwrap_or(u64::MAX),
+        observed.0 as u64,
+        observed.1 as u64,
+        times.0 as u64,
+        times.1 as u64,
+    ] {
+        put_u64(&mut out, word);
+    }
+    for count in [layout.records, layout.holes, layout.ids, layout.terms, layout.ordinals] {
+        put_u32(&mut out, count as u32);
+    }
+    put_u32(&mut out, layout.directory_bits);
+    put_u32(&mut out, 0);
+    put_u32(&mut out, 0);
+    put_u32(&mut out, crc32c::crc32c(body));
+    let crc = crc32c::crc32c(&out);
+    put_u32(&mut out, crc);
+    out.extend_from_slice(body);
+    out
+}
+
+fn put_u32(out: &mut Vec<u8>, word: u32) {
+    out.extend_from_slice(&word.to_le_bytes());
+}
+
+fn put_u64(out: &mut Vec<u8>, word: u64) {
+    out.extend_from_slice(&word.to_le_bytes());
+}
+
+impl Sidecar {
+    /// Reads the header of a sidecar of this log.
+    ///
+    /// # Errors
+    /// [`Damaged`], or of another log or version; it must be made again.
+    pub(crate) fn open(bytes: Mapped, incarnation: u64) -> Result<Self, Damaged> {
+        let header = (*bytes).as_ref().get(..HEADER_BYTES).ok_or(Damaged)?;
+        let whole = header[..8] == MAGIC
+            && crc32c::crc32c(&header[..HEADER_BYTES - 4]) == u32_at(header, HEADER_BYTES - 4)
+            && u64_at(header, 8) == incarnation;
+        let count = |n: usize| Some(u32_at(header, 88 + 4 * n) as usize).filter(|n| *n <= COUNT_MAX);
+        let layout = whole
+            .then(|| {
+                Some(Layout {
+                    records: count(0)?,
+                    holes: count(1)?,
+                    ids: count(2)?,
+                    terms: count(3)?,
+                    ordinals: count(4)?,
+                    directory_bits: count(5).filter(|bits| *bits < 28)? as u32,
+                })
+            })
+            .flatten()
+            .ok_or(Damaged)?;
+        if layout.end() != (*bytes).as_ref().len() {
+            return Err(Damaged);
+        }
+        let range = |at: usize| {
+            let (low, high) = (u64_at(header, at) as i64, u64_at(header, at + 8) as i64);
+            (low <= high).then_some((low, high))
+        };
+        let summary = Summary {
+            base_seq: u64_at(header, 16),
+            last_seq: u64_at(header, 24),
+            bytes: u64_at(header, 32),
+            records: u64_at(header, 40),
+            first_seq: Some(u64_at(header, 48)).filter(|seq| *seq != u64::MAX),
+            observed: range(56),
+            times: range(72),
+        };
+        Ok(Self { bytes, layout, summary, sound: OnceLock::new() })
+    }
+
+    pub(crate) fn summary(&self) -> &Summary {
+        &self.summary
+    }
+
+    /// Whether all of it is as it was written; found out once, by reading all of it.
+    pub(crate) fn is_sound(&self) -> bool {
+        *self.sound.get_or_init(|| {
+            let bytes = self.bytes();
+            crc32c::crc32c(&bytes[HEADER_BYTES..]) == u32_at(bytes, HEADER_BYTES - 8)
+        })
+    }
+
+    /// The same as an index that can grow. Asks for a sidecar that is sound.
+    pub(crate) fn to_live(&self) -> LiveIndex {
+        let ids = (0..self.layout.ids).map(|n| (self.id(n), self.known(n))).collect();
+        let terms = (0..self.layout.terms).map(|n| {
+            let term = self.u64(self.layout.terms_at() + n * TERM_BYTES);
+            (term, self.list(term).map(|n| self.ordinal(n)).collect())
+        });
+        LiveIndex {
+            records: (0..self.layout.records).map(|n| self.record(n)).collect(),
+            holes: self.holes(),
+            ids,
+            postings: terms.collect(),
+            times: self.summary.times,
+            end: self.summary.bytes,
+        }
+    }
+
+    fn known(&self, n: usize) -> KnownId {
+        let at = self.layout.known_at() + n * KNOWN_BYTES;
+        KnownId { seq: self.u64(at), identity: self.u64(at + 8), content: self.u32(at + 16) }
+    }
+
+    fn bytes(&self) -> &[u8] {
+        (*self.bytes).as_ref()
+    }
+
+    fn u32(&self, at: usize) -> u32 {
+        u32_at(self.bytes(), at)
+    }
+
+    fn u64(&self, at: usize) -> u64 {
+        u64_at(self.bytes(), at)
+    }
+
+    fn id(&self, n: usize) -> u128 {
+        let at = self.layout.ids_at() + n * ID_BYTES;
+        u128::from(self.u64(at)) | u128::from(self.u64(at + 8)) << 64
+    }
+
+    /// The part of the ordinals that belongs to a term.
+    fn list(&self, term: u64) -> Range<usize> {
+        let at = |n: usize| self.layout.terms_at() + n * TERM_BYTES;
+        let n = partition(0, self.layout.terms, |n| self.u64(at(n)) < term);
+        if n == self.layout.terms || self.u64(at(n)) != term {
+            return 0..0;
+        }
+        let start = self.u32(at(n) + 8) as usize;
+        start..start + self.u32(at(n) + 12) as usize
+    }
+
+    fn ordinal(&self, n: usize) -> u32 {
+        self.u32(self.layout.ordinals_at() + 4 * n)
+    }
+}
+
+fn partition(mut low: usize, mut high: usize, before: impl Fn(usize) -> bool) -> usize {
+    while low < high {
+        let middle = low + (high - low) / 2;
+        if before(middle) {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    low
+}
+
+impl Index for Sidecar {
+    fn len(&self) -> usize {
+        self.layout.records
+    }
+
+    fn record(&self, ordinal: usize) -> Record {
+        let at = HEADER_BYTES + ordinal * RECORD_BYTES;
+        Record {
+            seq: self.u64(at),
+            observed_us: self.u64(at + 8) as i64,
+            offset: self.u32(at + 16),
+            tag: self.u32(at + 20),
+        }
+    }
+
+    fn end(&self) -> u64 {
+        self.summary.bytes
+    }
+
+    fn find(&self, id: u128) -> Option<KnownId> {
+        let bucket = bucket_of(id, self.layout.directory_bits) as usize;
+        let directory = self.layout.directory_at();
+        let (low, high) = (self.u32(directory + 4 * bucket), self.u32(directory + 4 * bucket + 4));
+        let n = partition(low as usize, high as usize, |n| self.id(n) < id);
+        if n >= high as usize || self.id(n) != id {
+            return None;
+        }
+        Some(self.known(n))
+    }
+
+    fn holes(&self) -> Vec<(u64, u64)> {
+        let at = |n: usize| self.layout.holes_at() + n * HOLE_BYTES;
+        (0..self.layout.holes).map(|n| (self.u64(at(n)), self.u64(at(n) + 8))).collect()
+    }
+
+    fn postings(&self, term: u64, range: Range<u32>, take: Take, out: &mut Vec<u32>) {
+        let list = self.list(term);
+        let start = partition(list.start, list.end, |n| self.ordinal(n) < range.start);
+        let end = partition(list.start, list.end, |n| self.ordinal(n) < range.end);
+        out.extend(take.of(start, end).map(|n| self.ordinal(n)));
+    }
+}
