@@ -9,6 +9,7 @@
 use std::{
     pin::Pin,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use bytes::{BufMut, Bytes};
@@ -32,6 +33,9 @@ const COPY_MAX: usize = 16 * 1024 - HEADER_BYTES;
 
 /// Largest request message, decompressed.
 pub(super) const REQUEST_BYTES_MAX: usize = 64 * 1024;
+
+/// How long the message of a call may take to come; a stream that opens and says nothing would stay for ever.
+const REQUEST_TIME: Duration = Duration::from_secs(10);
 
 /// What a request decoder holds per stream while it waits.
 const REQUEST_BUFFER: usize = 512;
@@ -167,12 +171,16 @@ pub(super) fn requests<M: Message + Default + 'static>(
 /// The one message of a request.
 ///
 /// # Errors
-/// INVALID_ARGUMENT where there is none, RESOURCE_EXHAUSTED where it is too long, otherwise as [`requests`].
+/// INVALID_ARGUMENT where there is none, RESOURCE_EXHAUSTED where it is too long, DEADLINE_EXCEEDED where it does not
+/// come, otherwise as [`requests`].
 pub(super) async fn request<M: Message + Default + 'static>(
     request: http::Request<tonic::body::Body>,
 ) -> Result<M, Status> {
     let mut messages = requests(request)?;
-    let message = messages.message().await.map_err(refused)?;
+    let message = tokio::time::timeout(REQUEST_TIME, messages.message())
+        .await
+        .map_err(|_| Status::deadline_exceeded(format!("no message came within {REQUEST_TIME:?}")))?
+        .map_err(refused)?;
     message.ok_or_else(|| Status::invalid_argument("the request message is missing"))
 }
 

@@ -18,7 +18,6 @@ use hyper_util::{
 use jiff::{SignedDuration, Timestamp};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::TcpListener,
     sync::watch,
 };
 use tokio_util::sync::CancellationToken;
@@ -30,7 +29,10 @@ use crate::{
     bus::{Bus as _, embedded::Embedded},
     clock::{SharedClock, TokioClock},
     event::{Cursor, Event, Filter, FilterLimits, Iccid, Predicate, identity::Identity},
-    frontends::{Limits, Parts, Registry, WebConfig},
+    frontends::{
+        Limits, Parts, Registry, WebConfig,
+        listener::{Deadlines, Listener, Protocol, Serve},
+    },
     hub::Hub,
     ingest::status::Status as Upstream,
     log::{Entry, Log},
@@ -155,16 +157,19 @@ impl Gateway {
         }
     }
 
-    /// Serves connections of a TCP listener; gives its address.
+    /// Serves the listener that the gateway has; gives its address.
     async fn listen(&self) -> SocketAddr {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let router = self.router.clone();
-        tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
-                tokio::spawn(serve(router.clone(), stream));
-            }
-        });
+        let listener = Listener::bind("127.0.0.1:0".parse().unwrap(), "grpc.listen").unwrap();
+        let address = listener.local_addr();
+        tokio::spawn(listener.serve(Serve {
+            router: self.router.clone(),
+            protocol: Protocol::Http2AndHttp1,
+            deadlines: Deadlines::default(),
+            connections: 100,
+            tls: None,
+            draining: self.context.draining.clone(),
+            stop: self.context.stop.clone(),
+        }));
         address
     }
 
@@ -179,14 +184,17 @@ impl Gateway {
 
     /// A client over a pipe in memory: no socket, so that a paused clock advances only when nothing can happen.
     async fn pipe_client(&self) -> EventServiceClient<Channel> {
+        EventServiceClient::new(self.pipe_channel().await)
+    }
+
+    async fn pipe_channel(&self) -> Channel {
         let router = self.router.clone();
         let connect = tower::service_fn(move |_: http::Uri| {
             let (near, far) = tokio::io::duplex(64 * 1024);
             tokio::spawn(serve(router.clone(), far));
             async move { Ok::<_, std::io::Error>(TokioIo::new(near)) }
         });
-        let channel = Endpoint::from_static("http://pipe").connect_with_connector(connect).await.unwrap();
-        EventServiceClient::new(channel)
+        Endpoint::from_static("http://pipe").connect_with_connector(connect).await.unwrap()
     }
 }
 

@@ -98,6 +98,8 @@ async fn draining_says_where_to_resume_then_ends() {
     assert!(draining.reconnect_within.unwrap().seconds > 0);
     assert_eq!(cursor_of(&response.cursor).seq, 3);
     let ended = failure(&mut responses).await;
+    // On a new connection, which the listener would refuse: the services refuse by themselves.
+    let mut client = gateway.pipe_client().await;
     let refused = soon(client.subscribe(SubscribeRequest::default())).await.unwrap_err();
     for status in [ended, refused] {
         assert_eq!(status.code(), Code::Unavailable);
@@ -109,7 +111,7 @@ async fn draining_says_where_to_resume_then_ends() {
 #[tokio::test]
 async fn a_hard_stop_ends_at_once() {
     let gateway = Gateway::start(Setup::default());
-    let mut client = gateway.client().await;
+    let mut client = gateway.pipe_client().await;
     let mut responses = subscribe(&mut client, SubscribeRequest::default()).await;
     history(&mut responses).await;
     gateway.context.stop.cancel();
@@ -130,6 +132,7 @@ async fn streams_are_listed_with_filter_and_position_and_capped() {
     let list = gateway.context.registry.list(None, 5, |seq| seq.to_string());
     assert_eq!(list.len(), 1);
     assert_eq!(list[0]["kind"], "grpc");
+    assert!(list[0]["peer"].as_str().unwrap().starts_with("127.0.0.1:"));
     let listed = &list[0]["subscriptions"][0];
     assert_eq!((&listed["filter"], &listed["cursor"]), (&json!({"country": ["no"]}), &json!("5")));
 
@@ -145,4 +148,19 @@ async fn streams_are_listed_with_filter_and_position_and_capped() {
     })
     .await;
     subscribe(&mut client, SubscribeRequest::default()).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_without_a_message_is_not_kept() {
+    let gateway = Gateway::start(Setup::default());
+    let silent = http_body_util::StreamBody::new(futures_util::stream::pending::<
+        Result<http_body::Frame<bytes::Bytes>, std::convert::Infallible>,
+    >());
+    let request = http::Request::post("http://test/simcast.v1.EventService/Subscribe")
+        .version(http::Version::HTTP_2)
+        .body(axum::body::Body::new(silent))
+        .unwrap();
+    let response = soon(tower::ServiceExt::oneshot(gateway.router.clone(), request)).await.unwrap();
+    let status = Status::from_header_map(response.headers()).unwrap();
+    assert_eq!(status.code(), Code::DeadlineExceeded);
 }

@@ -73,12 +73,13 @@ async fn health_turns_when_draining_begins() {
     }
     assert_eq!(soon(client.check(of("nobody"))).await.unwrap_err().code(), Code::NotFound);
 
+    let mut late = HealthClient::new(gateway.pipe_channel().await);
     gateway.context.draining.cancel();
     assert_eq!(status(soon(watch.message()).await.unwrap()), ServingStatus::NotServing);
     assert_eq!(soon(watch.message()).await.unwrap_err().code(), Code::Unavailable);
     assert_eq!(soon(unknown.message()).await.unwrap_err().code(), Code::Unavailable);
     for service in ["", "simcast.v1.EventService"] {
-        let response = soon(client.check(of(service))).await.unwrap().into_inner();
+        let response = soon(late.check(of(service))).await.unwrap().into_inner();
         assert_eq!(response.status(), ServingStatus::NotServing, "{service:?}");
     }
 }
