@@ -26,22 +26,18 @@
 
 mod journal;
 mod pace;
+mod queue;
 mod table;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::VecDeque, path::PathBuf, pin::pin, sync::Arc, time::Duration};
+use std::{path::PathBuf, pin::pin, sync::Arc, time::Duration};
 
-use parking_lot::Mutex;
-use tokio::{
-    sync::{Notify, oneshot},
-    time::{Instant, sleep_until},
-};
+use tokio::time::{Instant, sleep_until};
 
 use self::{
     journal::{Boot, Journal},
-    pace::Pace,
-    table::Table,
+    queue::{Inner, Place, State},
 };
 use crate::clock::SharedClock;
 
@@ -50,9 +46,6 @@ pub use pace::BURST_MAX;
 /// How long a slot stays taken after the answer: upstream's window, and a margin for clocks that run unlike and for
 /// the 10 ms steps of the time since boot.
 pub const HOLD: Duration = Duration::from_millis(60_050);
-
-/// How long the gate stays shut after the journal could not be written.
-const JOURNAL_RETRY: Duration = Duration::from_secs(1);
 
 /// What a request is for; earlier ones go first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -184,29 +177,6 @@ pub struct Usage {
     pub journal_error: Option<String>,
 }
 
-#[derive(Debug)]
-struct Inner {
-    requests_per_minute: u32,
-    state: Mutex<State>,
-    /// Tells waiters that the time for which they sleep has changed.
-    changed: Notify,
-}
-
-#[derive(Debug)]
-struct State {
-    table: Table,
-    pace: Pace,
-    waiting: [VecDeque<Waiter>; 6],
-    next_ticket: u64,
-    journal_error: Option<String>,
-}
-
-#[derive(Debug)]
-struct Waiter {
-    ticket: u64,
-    grant: oneshot::Sender<Slot>,
-}
-
 impl Gate {
     /// Opens the gate. Must be called inside a tokio runtime when its clock is paused.
     ///
@@ -229,15 +199,7 @@ impl Gate {
                 (Some(journal), found)
             }
         };
-        let state = State {
-            table: Table::new(journal, found, now),
-            pace: Pace::new(asked, now),
-            waiting: Default::default(),
-            next_ticket: 0,
-            journal_error: None,
-        };
-        let inner = Inner { requests_per_minute: asked, state: Mutex::new(state), changed: Notify::new() };
-        Ok(Self(Arc::new(inner)))
+        Ok(Self(Arc::new(Inner::new(asked, State::new(asked, journal, found, now)))))
     }
 
     /// Waits for a slot. Cancel-safe: a caller that stops waiting leaves the queue and spends nothing.
@@ -281,7 +243,7 @@ impl Gate {
             used_total: state.table.used_total(),
             allowance: state.pace.allowance(),
             requests_per_minute: self.0.requests_per_minute,
-            waiting: std::array::from_fn(|class| state.waiting[class].len() as u32),
+            waiting: state.waiting(),
             factor: state.pace.factor(),
             paused_for: state.pace.paused_for(now),
             journal_error: state.journal_error.clone(),
@@ -325,123 +287,6 @@ impl Drop for Slot {
     fn drop(&mut self) {
         self.gate.state.lock().note(Instant::now(), self.index);
         self.gate.changed.notify_waiters();
-    }
-}
-
-/// Somebody's place in the queue; dropping it leaves the queue.
-struct Place {
-    gate: Arc<Inner>,
-    class: Class,
-    ticket: u64,
-    grant: oneshot::Receiver<Slot>,
-}
-
-impl Place {
-    fn queue(gate: &Arc<Inner>, class: Class) -> Self {
-        let (sender, grant) = oneshot::channel();
-        let mut state = gate.state.lock();
-        let ticket = state.next_ticket;
-        state.next_ticket += 1;
-        state.waiting[class.index()].push_back(Waiter { ticket, grant: sender });
-        Self { gate: Arc::clone(gate), class, ticket, grant }
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut state = self.gate.state.lock();
-        state.waiting[self.class.index()].retain(|waiter| waiter.ticket != self.ticket);
-    }
-}
-
-impl Inner {
-    /// Gives slots to those who wait, as many as there are; says when the next one may be had.
-    fn serve(self: &Arc<Self>) -> Option<Instant> {
-        let now = Instant::now();
-        let mut granted = Vec::new();
-        let next = {
-            let mut state = self.state.lock();
-            loop {
-                let ready_at = state.ready_at(now);
-                if ready_at != Some(now) {
-                    break ready_at;
-                }
-                let Some((class, waiter)) = state.next_waiter() else { break None };
-                match state.take(class, now) {
-                    Some(index) => granted.push((waiter, Slot { gate: Arc::clone(self), index })),
-                    None => state.waiting[class.index()].push_front(waiter),
-                }
-            }
-        };
-        // Outside the lock: a slot that nobody takes any more is dropped here, and dropping locks.
-        for (waiter, slot) in granted {
-            let _ = waiter.grant.send(slot);
-        }
-        next
-    }
-}
-
-impl State {
-    fn advance(&mut self, now: Instant) {
-        self.table.expire(now);
-        self.pace.advance(now);
-    }
-
-    /// `now` where a slot can be taken now, a later time where it is known, None where it depends on an answer.
-    fn ready_at(&mut self, now: Instant) -> Option<Instant> {
-        self.advance(now);
-        let by_pace = self.pace.ready_at(now);
-        if self.table.used_total() < self.pace.allowance() {
-            return Some(by_pace);
-        }
-        let by_table = [self.table.next_free(), self.pace.next_raise()].into_iter().flatten().min()?;
-        Some(by_table.max(by_pace))
-    }
-
-    /// See the head of this file.
-    fn next_waiter(&mut self) -> Option<(Class, Waiter)> {
-        let (allowance, used) = (self.pace.allowance(), self.table.used());
-        let heads = Class::ALL.into_iter().filter_map(|class| {
-            let head = self.waiting[class.index()].front()?;
-            Some((class, head.ticket))
-        });
-        let below_floor = |class: Class| used[class.index()] < class.floor(allowance);
-        // Below a floor the ticket decides, beyond the order of classes.
-        let (class, _) = heads.min_by_key(|(class, ticket)| match below_floor(*class) {
-            true => (0, *ticket, *class),
-            false => (1, 0, *class),
-        })?;
-        self.waiting[class.index()].pop_front().map(|waiter| (class, waiter))
-    }
-
-    fn take(&mut self, class: Class, now: Instant) -> Option<u32> {
-        match self.table.take(Some(class)) {
-            Ok(index) => {
-                self.pace.spend();
-                self.journal_error = None;
-                Some(index)
-            }
-            Err(error) => {
-                self.journal_failed(now, error);
-                None
-            }
-        }
-    }
-
-    /// The answer has arrived.
-    fn note(&mut self, now: Instant, index: u32) {
-        // A slot without a noted end only counts for longer after a restart.
-        if let Err(error) = self.table.answered(index, now) {
-            self.journal_failed(now, error);
-        }
-    }
-
-    fn journal_failed(&mut self, now: Instant, error: std::io::Error) {
-        if self.journal_error.is_none() {
-            tracing::error!(%error, "the budget journal can't be written: no requests are sent until it can");
-        }
-        self.journal_error = Some(error.to_string());
-        self.pace.shut_until(now + JOURNAL_RETRY);
     }
 }
 
