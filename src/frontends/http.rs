@@ -25,7 +25,7 @@ pub mod stream;
 use std::sync::Arc;
 
 use axum::{
-    Router,
+    Extension, Router,
     extract::{Request, State},
     middleware::{Next, from_fn_with_state},
     response::Response,
@@ -46,6 +46,7 @@ pub fn router(context: Context, websocket: Router, sse: Router) -> Router {
         .fold(Router::new(), |router, (route, handler)| {
             router.route(route.path, protect(&context, route, handler))
         })
+        .layer(Extension(events::InFlight::default()))
         .with_state(context)
         .merge(websocket)
         .merge(sse)

@@ -1,6 +1,6 @@
 //! `GET /v1/events`: what is stored, by filter, position and time; `GET /v1/events/{id}`: one of them.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Extension,
@@ -10,6 +10,7 @@ use axum::{
 use bytes::Bytes;
 use http::{StatusCode, Uri};
 use serde_json::{Map, Value};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::body;
 use crate::{
@@ -25,6 +26,49 @@ pub const LIMIT_DEFAULT: u32 = 100;
 /// Most events of one page.
 pub const LIMIT_MAX: u32 = 1000;
 
+/// Bytes of pages that all clients together may have on their way, beside one page each read of the hub.
+const IN_FLIGHT_BYTES: usize = 64 * 1024 * 1024;
+
+/// The pages that are on their way: clients that read slowly must not add up to the memory of the machine.
+#[derive(Debug, Clone)]
+pub struct InFlight(Arc<Semaphore>);
+
+impl Default for InFlight {
+    fn default() -> Self {
+        Self::of(IN_FLIGHT_BYTES)
+    }
+}
+
+/// A page, and the room that it takes until its last byte is gone.
+struct Held {
+    bytes: Bytes,
+    _room: OwnedSemaphorePermit,
+}
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl InFlight {
+    /// Room for `bytes`.
+    pub fn of(bytes: usize) -> Self {
+        Self(Arc::new(Semaphore::new(bytes)))
+    }
+
+    /// The same bytes, counted until the last of them has been written or dropped.
+    fn hold(&self, bytes: Bytes) -> Result<Bytes, ApiError> {
+        let size = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+        let room = Arc::clone(&self.0).try_acquire_many_owned(size).map_err(|_| {
+            ApiError::new(Code::RateLimited, "too many pages are on their way to slow clients")
+                .hint("ask for a smaller limit, or again later")
+                .retry_after(Duration::from_secs(1))
+        })?;
+        Ok(Bytes::from_owner(Held { bytes, _room: room }))
+    }
+}
+
 /// `GET /v1/events`.
 ///
 /// # Errors
@@ -32,10 +76,12 @@ pub const LIMIT_MAX: u32 = 1000;
 pub async fn history(
     State(context): State<Context>,
     Extension(principal): Extension<Arc<Principal>>,
+    Extension(in_flight): Extension<InFlight>,
     uri: Uri,
 ) -> Result<Response, ApiError> {
     let (query, warnings) = parse(uri.query(), &principal, &context)?;
-    let history = context.hub.history(query).await?;
+    let mut history = context.hub.history(query).await?;
+    history.bytes = in_flight.hold(history.bytes)?;
     Ok(page(&history, warnings))
 }
 
@@ -171,4 +217,23 @@ fn page(history: &History, warnings: Vec<String>) -> Response {
         StatusCode::OK,
         [Bytes::from_static(br#"{"events":["#), history.bytes.clone(), Bytes::from(tail)],
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_take_room_until_their_last_byte_is_gone() {
+        let in_flight = InFlight::of(10);
+        let first = in_flight.hold(Bytes::from_static(b"123456")).unwrap();
+        assert_eq!(first.as_ref(), b"123456");
+        let refused = in_flight.hold(Bytes::from_static(b"12345")).unwrap_err();
+        assert_eq!((refused.code, refused.retryable()), (Code::RateLimited, true));
+        let rest = first.slice(5..);
+        drop(first);
+        assert!(in_flight.hold(Bytes::from_static(b"12345")).is_err());
+        drop(rest);
+        assert!(in_flight.hold(Bytes::from_static(b"1234567890")).is_ok());
+    }
 }

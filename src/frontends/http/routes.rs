@@ -225,6 +225,7 @@ pub const TABLE: &[Route] = &[
             Code::InvalidCursor,
             Code::ForbiddenField,
             Code::CursorExpired,
+            Code::RateLimited,
             Code::Unavailable,
         ],
         handler: Some(|| get(events::history)),
