@@ -188,6 +188,9 @@ async fn tokens_and_roles_are_asked_for() {
         expired,
     ]);
     let router = fixture.http();
+    let of = |access| routes::TABLE.iter().filter(move |route| route.access == access);
+    assert!(of(Access::Public).map(|route| route.path).eq(["/", "/openapi.json"]));
+    assert!(of(Access::Own).map(|route| route.path).eq(["/v1/events/ws", "/v1/events/sse"]));
     for route in routes::TABLE.iter().filter(|route| route.handler.is_some()) {
         let method = route.method.to_uppercase();
         let target = route.path.replace("{id}", "evt_1");
