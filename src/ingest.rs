@@ -1,6 +1,336 @@
 //! The poller: turns a rate-limited, offset-paged list that changes while it is read into events appended exactly
 //! once, or into a hole that is announced.
+//!
+//! Four readers share one budget and one [`intake`]: the [`tail`] reads the newest rows several times a second, a
+//! walk closes what the tail could not join, the [`sweep`] looks for rows that appear late and alone moves the floor,
+//! and the [`backfill`] reads the past at the first start. All of them rest on [`walk`], which reads a list that moves
+//! under it without missing a row. `status` is what the rest of the gateway sees.
 
+mod backfill;
+mod board;
+mod days;
+mod details;
+mod findings;
+mod intake;
+mod known;
+mod lateness;
+mod names;
+mod page;
+mod position;
+mod probe;
+mod seek;
+mod session;
 pub mod status;
+mod sweep;
+mod tail;
+#[cfg(test)]
+mod tests;
+mod totals;
+mod upstream;
+mod walk;
+mod windows;
 
-pub use status::{BackfillState, DayState, Mode, Status, StatusReceiver, UpstreamState};
+use std::{sync::Arc, time::Duration};
+
+use jiff::{SignedDuration, Timestamp};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+pub use self::status::{BackfillState, DayState, Mode, Status, StatusReceiver, UpstreamState};
+use self::{
+    board::Board,
+    findings::Findings,
+    intake::{Intake, IntakeConfig, Limits},
+    position::{BackfillPosition, Position, PositionStore},
+    session::{Halt, Session},
+    tail::Tail,
+    upstream::{Upstream, Window},
+};
+use crate::{
+    bus::{AppendError, Bus, Fence},
+    clock::SharedClock,
+    globalsim::{
+        budget::{Class, Gate},
+        client::Client,
+    },
+};
+
+/// Name of the lease whose holder polls.
+const LEASE: &str = "poller";
+/// How long a gateway that fell silent keeps it.
+const LEASE_TTL: Duration = Duration::from_secs(10);
+/// Pause before the lease, or a first page that failed, is asked for again.
+const PAUSE: Duration = Duration::from_secs(2);
+/// Without backfill, rows this much older than the first read still count as new: they may have appeared late.
+const GRACE: SignedDuration = SignedDuration::from_secs(60);
+
+/// What is done about rows that lack details (design section 3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum DetailsMode {
+    /// Wait a little, then append without and let the complete copy follow.
+    #[default]
+    Wait,
+    /// Append without at once and let the complete copy follow.
+    Follow,
+    /// Do without.
+    Off,
+}
+
+/// How to poll.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// Name of this upstream, part of events' `source`.
+    pub name: String,
+    /// Days before the very first start that are read.
+    pub backfill_days: u32,
+    /// What is done about rows that lack details.
+    pub details: DetailsMode,
+    /// Longest wait for them.
+    pub details_wait: Duration,
+    /// Longest time after which a row may become visible and still be found by sweeps.
+    pub lateness: Duration,
+    /// Days that the log remembers ids; older rows can't be told from repeats and are not appended.
+    pub ids_kept_days: u32,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            name: "default".to_owned(),
+            backfill_days: 1,
+            details: DetailsMode::Wait,
+            details_wait: Duration::from_millis(800),
+            lateness: Duration::from_secs(600),
+            ids_kept_days: 7,
+        }
+    }
+}
+
+/// Why polling ended though nobody asked for it.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// What is kept of the position can't be understood.
+    #[error("the poller's position (key {key} of bucket state) can't be read: {source}", key = position::KEY)]
+    Position {
+        /// What is wrong with it.
+        source: serde_json::Error,
+    },
+    /// The log takes nothing any more.
+    #[error("events can't be appended any more: {0}")]
+    Append(#[from] AppendError),
+    /// A task of the poller panicked; its message is in the log.
+    #[error("a part of the poller broke down")]
+    Broken,
+}
+
+impl Error {
+    /// Whether polling may go on if it is started again.
+    pub fn retryable(&self) -> bool {
+        matches!(self, Self::Broken)
+    }
+}
+
+/// How one turn at polling ended.
+enum Turn {
+    Stopped,
+    /// Another gateway polls now.
+    Lost,
+}
+
+/// The poller.
+#[derive(Debug)]
+pub struct Ingest {
+    config: Config,
+    client: Client,
+    gate: Gate,
+    bus: Arc<dyn Bus>,
+    clock: SharedClock,
+    rng_seed: u64,
+    board: Arc<Board>,
+}
+
+impl Ingest {
+    /// A poller; nothing is asked before [`run`](Self::run).
+    pub fn new(
+        config: Config,
+        client: Client,
+        gate: Gate,
+        bus: Arc<dyn Bus>,
+        clock: SharedClock,
+        rng_seed: u64,
+    ) -> Self {
+        Self { config, client, gate, bus, clock, rng_seed, board: Arc::new(Board::new()) }
+    }
+
+    /// What the poller shows of itself.
+    pub fn status(&self) -> StatusReceiver {
+        self.board.receiver()
+    }
+
+    /// Polls until `shutdown`; then finishes the append in flight. Where several gateways share a bus, waits until it
+    /// is this one's turn.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn run(self, shutdown: CancellationToken) -> Result<(), Error> {
+        loop {
+            let lease = tokio::select! {
+                () = shutdown.cancelled() => return Ok(()),
+                lease = self.bus.lease(LEASE, LEASE_TTL) => lease,
+            };
+            let mut lease = match lease {
+                Ok(lease) => lease,
+                Err(error) => {
+                    tracing::error!(%error, "the right to poll can't be asked for; trying again");
+                    tokio::select! {
+                        () = shutdown.cancelled() => return Ok(()),
+                        () = tokio::time::sleep(PAUSE) => continue,
+                    }
+                }
+            };
+            let lost = async {
+                // A sender that is gone has given the lease up too.
+                let _ = lease.lost.wait_for(|lost| *lost).await;
+            };
+            match self.turn(&shutdown, lease.fence, lost).await? {
+                Turn::Stopped => return Ok(()),
+                Turn::Lost => {
+                    tracing::warn!("another gateway polls now");
+                    self.board.update(|status| {
+                        status.state = UpstreamState::Stale;
+                        status.message = Some("another gateway polls".to_owned());
+                    });
+                }
+            }
+        }
+    }
+
+    /// Polls while this gateway holds the lease.
+    async fn turn(
+        &self,
+        shutdown: &CancellationToken,
+        fence: Fence,
+        lost: impl Future<Output = ()> + Send,
+    ) -> Result<Turn, Error> {
+        let stopping = shutdown.child_token();
+        let mut tasks = JoinSet::new();
+        let turn = tokio::select! {
+            () = shutdown.cancelled() => Ok(Turn::Stopped),
+            () = lost => Ok(Turn::Lost),
+            ended = self.read(&mut tasks, fence, &stopping) => ended,
+        };
+        stopping.cancel();
+        // Only the append in flight is waited for; the other task just ends.
+        while let Some(ended) = tasks.join_next().await {
+            if let Ok(Err(error)) = ended {
+                match error {
+                    AppendError::Fenced => return Ok(Turn::Lost),
+                    AppendError::Closed if shutdown.is_cancelled() => {}
+                    error => return Err(error.into()),
+                }
+            }
+        }
+        turn
+    }
+
+    /// Starts the tasks and runs the readers; comes back only when they can't go on.
+    async fn read(
+        &self,
+        tasks: &mut JoinSet<Result<(), AppendError>>,
+        fence: Fence,
+        stopping: &CancellationToken,
+    ) -> Result<Turn, Error> {
+        let upstream = Arc::new(Upstream::new(self.client.clone(), Arc::clone(&self.board), self.rng_seed));
+        let kept = PositionStore::load(&self.bus).await.map_err(|source| Error::Position { source })?;
+        let mut findings = Findings::default();
+        let first_start = kept.is_none();
+        let first_at = self.probe(&upstream, &mut findings).await;
+        let position = kept.unwrap_or_else(|| self.first_position(first_at));
+        let ids_kept = SignedDuration::from_hours(24 * i64::from(self.config.ids_kept_days));
+        let config = IntakeConfig {
+            source: format!("/globalsim/{}", self.config.name).into(),
+            details: self.config.details,
+            details_wait: self.config.details_wait,
+            limits: Limits { origin: position.origin, ids_kept },
+            stopping: stopping.clone(),
+            fence: Some(fence),
+        };
+        let (intake, details, writer) = Intake::new(
+            config,
+            Arc::clone(&upstream),
+            Arc::clone(&self.bus),
+            Arc::clone(&self.board),
+            Arc::clone(&self.clock),
+        );
+        tasks.spawn(writer);
+        let until_stopped = stopping.clone();
+        tasks.spawn(async move {
+            tokio::select! {
+                () = details => {}
+                () = until_stopped.cancelled() => {}
+            }
+            Ok(())
+        });
+        let backfill_before = position.backfill.as_ref().filter(|_| first_start).map(|b| b.until);
+        let store = PositionStore::new(Arc::clone(&self.bus), Arc::clone(&self.board), position);
+        store.write_first().await;
+        let session = Session::new(
+            upstream,
+            intake,
+            Arc::clone(&self.board),
+            store,
+            Arc::clone(&self.clock),
+            self.gate.clone(),
+            self.config.lateness,
+            findings,
+        );
+        session.show();
+        let backfill = async {
+            match backfill::run(&session).await {
+                Ok(()) => std::future::pending().await,
+                Err(halt) => halt,
+            }
+        };
+        let halt = tokio::select! {
+            halt = Tail::new(&session, backfill_before).run() => halt,
+            halt = sweep::run(&session) => halt,
+            halt = backfill => halt,
+        };
+        debug_assert!(matches!(halt, Halt::Stopped(_)), "readers go on after anything else");
+        // The writer has ended and says why; if it does not, it broke down.
+        drop(session);
+        match tasks.join_next().await {
+            Some(Ok(Err(AppendError::Fenced))) => Ok(Turn::Lost),
+            Some(Ok(Err(error))) => Err(error.into()),
+            _ => Err(Error::Broken),
+        }
+    }
+
+    /// Reads the first page, as long as that takes, and probes; gives when the page was asked for.
+    async fn probe(&self, upstream: &Upstream, findings: &mut Findings) -> Timestamp {
+        loop {
+            let window = Window::since(probe::day_plus(probe::day_of(self.clock.now()), -2));
+            match upstream.page(Class::Tail, &window, 0).await {
+                Ok(first) => {
+                    if let Err(error) = probe::probe(upstream, findings, &window, &first).await {
+                        tracing::warn!(%error, "the probe was not finished; what it would tell is assumed");
+                    }
+                    return first.asked_at;
+                }
+                Err(_) => {
+                    // The failure is on the board and in the log.
+                    tokio::time::sleep(upstream.jittered(PAUSE)).await;
+                }
+            }
+        }
+    }
+
+    fn first_position(&self, first_at: Timestamp) -> Position {
+        let days = self.config.backfill_days;
+        let back = if days == 0 { GRACE } else { SignedDuration::from_hours(24 * i64::from(days)) };
+        let origin = first_at.saturating_sub(back).unwrap_or(Timestamp::MIN);
+        let backfill =
+            (days > 0).then(|| BackfillPosition { until: first_at, next_day: probe::day_of(origin), days });
+        Position { floor: first_at, origin, backfill }
+    }
+}

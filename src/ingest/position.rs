@@ -1,0 +1,114 @@
+//! How far the poller has come, kept across restarts.
+//!
+//! Written only after what it speaks of is durable in the log; a crash in between repeats reads, and known ids keep
+//! the repeats out of the log.
+
+use std::{sync::Arc, time::Duration};
+
+use jiff::{Timestamp, civil::Date};
+use serde::{Deserialize, Serialize};
+use tokio::sync::Mutex;
+
+use super::board::Board;
+use crate::bus::{Bucket, Bus, KvError};
+
+/// Key in [`Bucket::State`].
+pub const KEY: &str = "floor";
+
+/// Pause before a failed read or write of the store is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// What is kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Position {
+    /// Every row that upstream showed before this, and that is not older than `origin`, has been appended.
+    pub floor: Timestamp,
+    /// Rows older than this were not asked for.
+    pub origin: Timestamp,
+    /// The first read of the past, while it is not finished.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backfill: Option<BackfillPosition>,
+}
+
+/// How far the backfill has come.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackfillPosition {
+    /// Rows older than this are backfill.
+    pub until: Timestamp,
+    /// The day to read next.
+    pub next_day: Date,
+    /// Days to read in all.
+    pub days: u32,
+}
+
+/// The position and its store.
+#[derive(Debug)]
+pub struct PositionStore {
+    bus: Arc<dyn Bus>,
+    board: Arc<Board>,
+    position: Mutex<Position>,
+}
+
+impl PositionStore {
+    /// Reads what was kept; None before the very first start. Waits for the store as long as it takes.
+    ///
+    /// # Errors
+    /// What is kept can't be understood.
+    pub async fn load(bus: &Arc<dyn Bus>) -> Result<Option<Position>, serde_json::Error> {
+        loop {
+            match bus.kv_get(Bucket::State, KEY).await {
+                Ok(None) => return Ok(None),
+                Ok(Some(entry)) => return serde_json::from_slice(&entry.value).map(Some),
+                Err(error) => {
+                    tracing::error!(%error, "the poller's position can't be read; trying again");
+                    tokio::time::sleep(RETRY).await;
+                }
+            }
+        }
+    }
+
+    /// Goes on from a position; it is written at the next change.
+    pub fn new(bus: Arc<dyn Bus>, board: Arc<Board>, position: Position) -> Self {
+        board.update(|status| status.floor = Some(position.floor));
+        Self { bus, board, position: Mutex::new(position) }
+    }
+
+    /// The position now.
+    pub async fn get(&self) -> Position {
+        self.position.lock().await.clone()
+    }
+
+    /// Changes the position and writes it. A failed write is only logged: the next one carries it too, and until then
+    /// a restart repeats a little.
+    pub async fn change(&self, change: impl FnOnce(&mut Position)) {
+        let mut position = self.position.lock().await;
+        let before = position.clone();
+        change(&mut position);
+        if *position == before {
+            return;
+        }
+        self.board.update(|status| status.floor = Some(position.floor));
+        if let Err(error) = self.write(&position).await {
+            tracing::error!(%error, "the poller's position can't be written; a restart would repeat reads");
+        }
+    }
+
+    async fn write(&self, position: &Position) -> Result<(), KvError> {
+        let value = serde_json::to_vec(position).unwrap_or_default();
+        self.bus.kv_put(Bucket::State, KEY, value.into()).await?;
+        Ok(())
+    }
+
+    /// Writes the position although it did not change: at the first start, so that a crash does not look like one.
+    pub async fn write_first(&self) {
+        let position = self.position.lock().await;
+        if let Err(error) = self.write(&position).await {
+            tracing::error!(%error, "the poller's position can't be written");
+        }
+    }
+
+    /// Moves the floor up, never down.
+    pub async fn raise_floor(&self, floor: Timestamp) {
+        self.change(|position| position.floor = position.floor.max(floor)).await;
+    }
+}

@@ -1,0 +1,240 @@
+//! What the readers of one run share.
+
+use std::{sync::Arc, time::Duration};
+
+use jiff::{SignedDuration, Timestamp, civil::Date};
+use parking_lot::Mutex;
+use tokio::sync::{Notify, watch};
+
+use super::{
+    board::Board,
+    findings::Findings,
+    intake::{Intake, Stopped},
+    names,
+    page::{ListPage, Order, Slot},
+    position::PositionStore,
+    probe::{day_of, day_plus},
+    status::Mode,
+    upstream::{Item, Upstream, Window, WindowSource},
+    walk::WalkError,
+};
+use crate::{
+    clock::SharedClock,
+    globalsim::{budget::Class, budget::Gate, error::Error},
+};
+
+/// Clocks of upstream's hosts may differ by this much from each other and from what orders the list.
+pub const SKEW: SignedDuration = SignedDuration::from_secs(5);
+
+/// Days before today from which the tail, sweeps and the alarm read: whatever zone upstream's days are in, and
+/// whether `start_date` includes its day or not, the last ten hours are within.
+const WINDOW_DAYS: i64 = 2;
+
+/// Lost walks in a row after which paging is not trusted.
+const LOST_MAX: u32 = 4;
+
+/// Why a reader stopped what it was doing.
+#[derive(Debug, thiserror::Error)]
+pub enum Halt {
+    /// Nothing can be appended any more: the run ends.
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
+    /// Upstream failed; tried again later.
+    #[error(transparent)]
+    Upstream(#[from] Error),
+    /// The list could not be followed; tried again later.
+    #[error("the list changed so fast that it could not be followed")]
+    Lost,
+}
+
+impl From<WalkError<Error>> for Halt {
+    fn from(error: WalkError<Error>) -> Self {
+        match error {
+            WalkError::Source(error) => Self::Upstream(error),
+            WalkError::Lost => Self::Lost,
+        }
+    }
+}
+
+/// Shared by tail, sweep and backfill.
+#[derive(Debug)]
+pub struct Session {
+    /// Where to ask.
+    pub upstream: Arc<Upstream>,
+    /// Where rows go.
+    pub intake: Arc<Intake>,
+    /// What is shown.
+    pub board: Arc<Board>,
+    /// How far it has come.
+    pub position: PositionStore,
+    /// Time.
+    pub clock: SharedClock,
+    /// The request budget, to be shown.
+    pub gate: Gate,
+    /// Longest time after which a row may become visible and still be found by sweeps.
+    pub lateness: Duration,
+    /// What upstream is like.
+    findings: Mutex<Findings>,
+    /// Lost walks in a row.
+    lost: Mutex<u32>,
+    /// Something may lie deeper than the tail reads: sweep now.
+    pub sweep_now: Notify,
+    /// Number of the hole that is open; 0 when none. See [`Session::open_hole`].
+    hole: Mutex<Hole>,
+    /// The tail itself read down to the depth of a sweep, at this time.
+    pub covered: watch::Sender<Option<Timestamp>>,
+}
+
+#[derive(Debug, Default)]
+struct Hole {
+    opened: u64,
+    closed: u64,
+}
+
+impl Session {
+    /// A session.
+    #[expect(clippy::too_many_arguments, reason = "the composition root of the readers")]
+    pub fn new(
+        upstream: Arc<Upstream>,
+        intake: Arc<Intake>,
+        board: Arc<Board>,
+        position: PositionStore,
+        clock: SharedClock,
+        gate: Gate,
+        lateness: Duration,
+        findings: Findings,
+    ) -> Self {
+        Self {
+            upstream,
+            intake,
+            board,
+            position,
+            clock,
+            gate,
+            lateness,
+            findings: Mutex::new(findings),
+            lost: Mutex::new(0),
+            sweep_now: Notify::new(),
+            hole: Mutex::default(),
+            covered: watch::Sender::new(None),
+        }
+    }
+
+    /// The findings now.
+    pub fn findings(&self) -> Findings {
+        self.findings.lock().clone()
+    }
+
+    /// How to read now.
+    pub fn mode(&self) -> Mode {
+        self.findings.lock().mode()
+    }
+
+    /// The order to walk in now.
+    pub fn order(&self) -> Order {
+        self.findings.lock().walk_order()
+    }
+
+    /// Checks a page against the findings.
+    pub fn observe(&self, page: &ListPage<Item>) {
+        let changed = self.findings.lock().observe(page);
+        if changed {
+            self.open_hole();
+        }
+    }
+
+    /// Changes a finding.
+    pub fn find(&self, change: impl FnOnce(&mut Findings)) {
+        change(&mut self.findings.lock());
+        self.show();
+    }
+
+    /// Puts findings and budget on the board.
+    pub fn show(&self) {
+        let findings = self.findings();
+        let horizon = match findings.mode() {
+            // A whole window is read each time; its youngest edge is ten hours wide at least.
+            Mode::Windows => 10 * 3600,
+            _ => self.lateness.as_secs(),
+        };
+        findings.show(&self.board, horizon);
+        let usage = self.gate.usage();
+        let classes: serde_json::Map<_, _> = Class::ALL
+            .iter()
+            .zip(usage.used.iter().zip(usage.waiting))
+            .map(|(class, (used, waiting))| {
+                (class.as_str().to_owned(), serde_json::json!({"used": used, "waiting": waiting}))
+            })
+            .collect();
+        let budget = serde_json::json!({
+            "requests_per_minute": usage.requests_per_minute,
+            "allowance": usage.allowance,
+            "used": usage.used_total,
+            "paused_for_seconds": usage.paused_for.map(|pause| pause.as_secs_f64()),
+            "classes": classes,
+        });
+        self.board.update(|status| status.budget = budget);
+    }
+
+    /// A walk could not be followed to its end.
+    pub fn walk_lost(&self) {
+        metrics::counter!(names::LOST_WALKS).increment(1);
+        let mut lost = self.lost.lock();
+        *lost += 1;
+        if *lost == LOST_MAX {
+            tracing::warn!("walks are lost again and again: the list is read in windows that fit one page");
+            self.find(|findings| findings.paging_lost = true);
+        }
+    }
+
+    /// A walk came to its end.
+    pub fn walk_done(&self) {
+        *self.lost.lock() = 0;
+    }
+
+    /// Rows may be missing between what the tail reads and what was read before: until a sweep that begins after
+    /// this is complete, `seen_until` stands still.
+    pub fn open_hole(&self) {
+        self.hole.lock().opened += 1;
+        self.sweep_now.notify_one();
+    }
+
+    /// To be taken before a sweep begins and given to [`close_hole`](Self::close_hole) when it is complete.
+    pub fn hole_mark(&self) -> u64 {
+        self.hole.lock().opened
+    }
+
+    /// Holes opened before the mark are closed.
+    pub fn close_hole(&self, mark: u64) {
+        let mut hole = self.hole.lock();
+        hole.closed = hole.closed.max(mark);
+    }
+
+    /// Whether rows may be missing.
+    pub fn has_hole(&self) -> bool {
+        let hole = self.hole.lock();
+        hole.closed < hole.opened
+    }
+
+    /// The first day of the tail's window.
+    pub fn window_day(&self) -> Date {
+        day_plus(day_of(self.clock.now()), -WINDOW_DAYS)
+    }
+
+    /// A window of the list as a source for walking.
+    pub fn source(&self, class: Class, window: Window) -> WindowSource<'_> {
+        WindowSource { upstream: &self.upstream, class, window }
+    }
+
+    /// How deep a complete sweep must read.
+    pub async fn depth(&self) -> Timestamp {
+        let floor = self.position.get().await.floor;
+        let lateness = SignedDuration::try_from(self.lateness).unwrap_or(SignedDuration::MAX);
+        floor.saturating_sub(lateness).and_then(|t| t.saturating_sub(SKEW)).unwrap_or(Timestamp::MIN)
+    }
+}
+
+/// The keys by which a later page is recognised to join this one.
+pub fn keys(slots: &[Slot<Item>]) -> std::collections::HashSet<u64> {
+    slots.iter().filter(|slot| slot.unique).map(|slot| slot.key).collect()
+}

@@ -1,0 +1,269 @@
+//! The newest rows, several times a second.
+//!
+//! A page that shares a row with the page before joins it: nothing lies between. One that does not is walked down
+//! from at once while that is a matter of pages; if it is more, its rows are published all the same and the hole
+//! below is left to the sweep, which reads it from its bottom upwards.
+
+use std::{collections::HashSet, time::Duration};
+
+use jiff::Timestamp;
+use tokio::time::Instant;
+
+use super::{
+    intake::Via,
+    names,
+    page::{ListPage, Order, PAGE_ROWS},
+    probe::day_plus,
+    seek::{self, Down},
+    session::{Halt, Session, keys},
+    status::{Mode, UpstreamState},
+    sweep::midnight,
+    totals::{Totals, Verdict},
+    upstream::{Item, Window},
+    walk::{Toward, Walker},
+    windows::Windows,
+};
+use crate::globalsim::budget::Class;
+
+/// Shortest and longest time between two polls.
+const INTERVAL_MIN: Duration = Duration::from_millis(250);
+const INTERVAL_MAX: Duration = Duration::from_secs(5);
+/// Share of the request budget that the tail may use: 240 of 400 a minute are a poll each quarter of a second.
+const BUDGET_SHARE: f64 = 0.6;
+/// How often the list is read without any filter: a row without a time may be missing from a list by date.
+const UNFILTERED_EVERY: Duration = Duration::from_secs(60);
+/// Rows that a walk down may hold before the hole is left to the sweep.
+const WALK_ROWS_MAX: usize = 1_000;
+/// Failed polls in a row (each tried several times) after which the gateway counts as blind.
+const FAILURES_MAX: u32 = 1;
+
+/// The tail's own state.
+pub struct Tail<'s> {
+    session: &'s Session,
+    /// Keys of the last page that joined; None before the first.
+    head: Option<HashSet<u64>>,
+    totals: Totals,
+    unfiltered_at: Instant,
+    /// Rows older than this, in the very first page, are backfill.
+    backfill_before: Option<Timestamp>,
+    failures: u32,
+}
+
+impl<'s> Tail<'s> {
+    /// A tail; `backfill_before` flags older rows of its first page.
+    pub fn new(session: &'s Session, backfill_before: Option<Timestamp>) -> Self {
+        Self {
+            session,
+            head: None,
+            totals: Totals::default(),
+            unfiltered_at: Instant::now(),
+            backfill_before,
+            failures: 0,
+        }
+    }
+
+    /// Polls until nothing can be appended any more.
+    pub async fn run(mut self) -> Halt {
+        loop {
+            let halt = match self.session.mode() {
+                Mode::OldestFirst => self.oldest_first().await,
+                Mode::Windows => self.windows().await,
+                Mode::NewestFirst | Mode::Unknown => self.newest_first().await,
+            };
+            match halt {
+                Ok(()) => {}
+                Err(halt @ Halt::Stopped(_)) => return halt,
+                Err(Halt::Lost) => self.session.walk_lost(),
+                Err(Halt::Upstream(error)) => {
+                    self.failures += 1;
+                    if self.failures >= FAILURES_MAX {
+                        self.session.board.update(|status| {
+                            if status.state == UpstreamState::Ok {
+                                status.state = UpstreamState::Stale;
+                            }
+                            status.message = Some(error.to_string());
+                        });
+                    }
+                    let pause = error.retry_after().unwrap_or(INTERVAL_MAX).min(INTERVAL_MAX * 12);
+                    tokio::time::sleep(self.session.upstream.jittered(pause)).await;
+                }
+            }
+        }
+    }
+
+    fn interval(&self) -> Duration {
+        let per_minute = f64::from(self.session.gate.usage().allowance).max(1.0);
+        Duration::from_secs_f64(60.0 / (per_minute * BUDGET_SHARE)).clamp(INTERVAL_MIN, INTERVAL_MAX)
+    }
+
+    /// Sleeps until the next poll is due, counted from when the last began.
+    async fn pace(&self, began: Instant) {
+        tokio::time::sleep_until(began + self.interval()).await;
+    }
+
+    /// A list with its newest row in front: the first page, again and again, while the order stays.
+    async fn newest_first(&mut self) -> Result<(), Halt> {
+        while matches!(self.session.mode(), Mode::NewestFirst | Mode::Unknown) {
+            let began = Instant::now();
+            let unfiltered = self.unfiltered_at.elapsed() >= UNFILTERED_EVERY;
+            let window = if unfiltered {
+                self.unfiltered_at = began;
+                Window::default()
+            } else {
+                Window::since(self.session.window_day())
+            };
+            let page = self.session.upstream.page(Class::Tail, &window, 0).await?;
+            self.failures = 0;
+            self.session.observe(&page);
+            if unfiltered {
+                self.session.show();
+                self.session.intake.take(page.slots, Via::Tail, page.asked_at, None).await?;
+            } else {
+                self.head_page(window, page).await?;
+            }
+            self.pace(began).await;
+        }
+        Ok(())
+    }
+
+    async fn head_page(&mut self, window: Window, page: ListPage<Item>) -> Result<(), Halt> {
+        let session = self.session;
+        let (asked_at, total, whole) = (page.asked_at, page.total, page.is_whole_list());
+        let before = self.backfill_before.take();
+        let first = self.head.is_none();
+        let joins = whole
+            || self.head.as_ref().is_some_and(|head| page.slots.iter().any(|slot| head.contains(&slot.key)));
+        let depth = session.depth().await;
+        let deep = whole || seek::passed(&page.slots, depth);
+        let head = keys(&page.slots);
+        // Handed on with the oldest first.
+        let mut rows: Vec<_> = page.slots.iter().rev().cloned().collect();
+        let mut closed = joins || deep;
+        if !closed && !first {
+            metrics::counter!(names::HOLES).increment(1);
+            let old = self.head.take().unwrap_or_default();
+            let source = session.source(Class::CatchUp, window.clone());
+            let walked = seek::down(&source, Order::NewestFirst, page, WALK_ROWS_MAX, |rows| {
+                rows.iter().any(|slot| old.contains(&slot.key)) || seek::passed(rows, depth)
+            });
+            match walked.await {
+                Ok(Down::Reached(all)) => {
+                    session.walk_done();
+                    (rows, closed) = (all, true);
+                }
+                Ok(Down::TooLong) => {}
+                Err(error) => {
+                    tracing::warn!(error = %Halt::from(error), "the rows below the newest page could not be read yet");
+                }
+            }
+        }
+        if !closed {
+            session.open_hole();
+        }
+        let via = if rows.len() > PAGE_ROWS as usize { Via::CatchUp } else { Via::Tail };
+        session.intake.take(rows, via, asked_at, before).await?;
+        self.head = Some(head);
+        if deep && !session.has_hole() {
+            session.covered.send_replace(Some(asked_at));
+        }
+        if !session.has_hole() {
+            session.intake.seen_until(asked_at).await?;
+        }
+        self.check_total(&window, total);
+        Ok(())
+    }
+
+    /// Rows that upstream counts and nobody has read lie deeper than the tail reads.
+    fn check_total(&mut self, window: &Window, total: Option<u64>) {
+        let session = self.session;
+        if session.findings().total_exact != Some(true) {
+            return;
+        }
+        match self.totals.check(window.start, total, session.intake.distinct()) {
+            Verdict::Explained => {}
+            Verdict::Missing(rows) => {
+                metrics::counter!(names::ALARMS).increment(1);
+                tracing::debug!(rows, "upstream counts more new rows than were read: sweeping now");
+                session.sweep_now.notify_one();
+            }
+            Verdict::Untrusted => {
+                tracing::warn!("upstream's total rises without rows: it is not trusted any more");
+                session.find(|findings| findings.total_exact = Some(false));
+            }
+        }
+    }
+
+    /// A list with its newest row at the end: a walk that is never over.
+    async fn oldest_first(&mut self) -> Result<(), Halt> {
+        let session = self.session;
+        let day = session.window_day();
+        let source = session.source(Class::Tail, Window::since(day));
+        let head = session.upstream.page(Class::Tail, &source.window, 0).await?;
+        let end = head.total.unwrap_or(0).saturating_sub(PAGE_ROWS / 2);
+        let page = match end {
+            0 => head,
+            _ => session.upstream.page(Class::Tail, &source.window, end).await?,
+        };
+        session.observe(&page);
+        let mut asked_at = page.asked_at;
+        let before = self.backfill_before.take();
+        if self.head.is_some() || page.offset > 0 {
+            // Nobody knows whether this joins what was read before.
+            session.open_hole();
+        }
+        self.head = Some(keys(&page.slots));
+        let (mut walker, rows) = Walker::start(&source, Toward::End, page);
+        session.intake.take(rows, Via::Tail, asked_at, before).await?;
+        while session.mode() == Mode::OldestFirst && session.window_day() == day {
+            let began = Instant::now();
+            while let Some(rows) = walker.next().await? {
+                asked_at = asked_at.max(walker.asked_at());
+                session.intake.take(rows, Via::Tail, asked_at, None).await?;
+            }
+            (self.failures, asked_at) = (0, walker.asked_at());
+            if self.unfiltered_at.elapsed() >= UNFILTERED_EVERY {
+                self.unfiltered_at = began;
+                session.show();
+            }
+            if !session.has_hole() {
+                session.intake.seen_until(asked_at).await?;
+            }
+            self.check_total(&source.window, walker.total());
+            walker.reopen();
+            self.pace(began).await;
+        }
+        Ok(())
+    }
+
+    /// A list without order: everything in the window, as often as the budget allows.
+    async fn windows(&mut self) -> Result<(), Halt> {
+        let session = self.session;
+        let mut windows = Windows::default();
+        let mut whole_at: Option<Instant> = None;
+        while session.mode() == Mode::Windows {
+            let began = Instant::now();
+            // Now and then everything is read again: a row gone and another come leave the count as it was.
+            let everything = whole_at.is_none_or(|at| at.elapsed() >= UNFILTERED_EVERY);
+            if everything {
+                windows.forget_counts();
+                whole_at = Some(began);
+                session.show();
+            }
+            let mark = session.hole_mark();
+            let asked_at = session.clock.now();
+            let before = self.backfill_before.take();
+            let window = Window::since(session.window_day());
+            let complete = windows.read(session, Class::Tail, window, Via::Tail, before).await?;
+            self.failures = 0;
+            // After a long outage the sweep reads the days below the window first.
+            if complete && session.depth().await >= midnight(day_plus(session.window_day(), 1)) {
+                session.close_hole(mark);
+                session.intake.seen_until(asked_at).await?;
+                session.covered.send_replace(Some(asked_at));
+            }
+            self.pace(began).await;
+        }
+        self.head = None;
+        Ok(())
+    }
+}

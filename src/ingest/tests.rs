@@ -1,0 +1,205 @@
+//! The whole poller against the simulator: what the log holds at the end is what really happened.
+
+mod rig;
+
+use rig::{Rig, quiet};
+
+use super::*;
+use crate::globalsim::simulator::{self, Faults, faults};
+
+async fn backfilled(run: &mut rig::Run) {
+    run.until("backfill", |status| matches!(status.backfill, BackfillState::Done { .. })).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn past_and_present_arrive_once() {
+    let rig = Rig::new(Faults::default()).await;
+    let mut run = rig.run();
+    backfilled(&mut run).await;
+    let past = rig.settled().await.len();
+    rig.sim.inject_burst(350);
+    let logged = rig.settled().await;
+    assert!(logged[..past].iter().all(|event| event.has("backfill")));
+    let fresh = logged[past..].iter().filter(|event| !event.has("backfill") || event.has("enriched"));
+    assert_eq!(fresh.count(), logged.len() - past);
+    run.seen(rig.clock.now()).await;
+    run.stop().await;
+}
+
+/// Every list that the API document leaves possible ends in the same log.
+async fn every_event_arrives_once(faults: Faults, mode: Mode) {
+    let rig = Rig::new(faults).await;
+    let mut run = rig.run();
+    backfilled(&mut run).await;
+    rig.settled().await;
+    for count in [1, 30, 250] {
+        rig.sim.inject_burst(count);
+        rig.settled().await;
+    }
+    assert_eq!(run.status.borrow().mode, mode);
+    run.seen(rig.clock.now()).await;
+    run.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_list_with_the_oldest_first() {
+    let faults = Faults { order: faults::Order::Oldest, ..Faults::default() };
+    every_event_arrives_once(faults, Mode::OldestFirst).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_list_without_order() {
+    let faults = Faults { order: faults::Order::Unsorted, ..Faults::default() };
+    every_event_arrives_once(faults, Mode::Windows).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_list_that_changes_between_any_two_requests() {
+    let paging = faults::Paging {
+        inserts: 3,
+        erases: 1,
+        erase_within: Some(300),
+        erase_only_served: true,
+        revisions: 1,
+        ..Default::default()
+    };
+    let rig =
+        Rig::with(simulator::Config { faults: Faults { paging, ..Faults::default() }, ..quiet() }).await;
+    let mut run = rig.run();
+    backfilled(&mut run).await;
+    rig.sim.inject_burst(400);
+    run.seen(rig.clock.now()).await;
+    // Changes stop, so that there is an end to compare.
+    rig.sim.set_faults(Faults::default());
+    rig.settled().await;
+    run.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_that_break_cost_nothing_but_themselves() {
+    let faults = Faults {
+        errors: faults::Errors { server_error: 0.1, too_many: 0.03, too_many_burst: 2, ..Default::default() },
+        transport: faults::Transport {
+            reset: 0.05,
+            truncate: 0.05,
+            truncate_json: 0.05,
+            html: 0.05,
+            reset_in_body: 0.05,
+            ..Default::default()
+        },
+        ..Faults::default()
+    };
+    let rig = Rig::new(faults).await;
+    let mut run = rig.run();
+    backfilled(&mut run).await;
+    rig.sim.inject_burst(250);
+    rig.settled().await;
+    run.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn late_rows_are_found_by_the_alarm() {
+    let rig = Rig::new(Faults::default()).await;
+    let mut run = rig.run();
+    backfilled(&mut run).await;
+    rig.sim.inject_burst(150);
+    rig.settled().await;
+    let at = rig.clock.now() - SignedDuration::from_secs(300);
+    let late = simulator::EventSpec { timestamp: Some(at), ..Default::default() };
+    rig.sim.inject(late);
+    let logged = rig.settled().await;
+    assert!(logged.iter().any(|event| !event.has("backfill") && event.has("late")));
+    run.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restart_goes_on_where_it_stopped() {
+    let rig = Rig::new(Faults::default()).await;
+    let mut run = rig.run();
+    backfilled(&mut run).await;
+    run.seen(rig.clock.now()).await;
+    run.stop().await;
+    let before = rig.settled().await.len();
+    rig.sim.inject_burst(1_500);
+    let mut run = rig.run();
+    let logged = rig.settled().await;
+    assert!(logged[before..].iter().all(|event| !event.has("backfill") || event.has("enriched")));
+    run.seen(rig.clock.now()).await;
+    run.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_outage_loses_nothing() {
+    let rig = Rig::new(Faults::default()).await;
+    let mut run = rig.run();
+    backfilled(&mut run).await;
+    let mode = faults::OutageMode::Unavailable;
+    rig.sim.set_faults(Faults { outage: Some(faults::Outage { mode, for_ms: None }), ..Faults::default() });
+    run.until("stale", |status| status.state == UpstreamState::Stale).await;
+    rig.sim.inject_burst(7_000);
+    rig.sim.set_faults(Faults::default());
+    rig.settled().await;
+    run.seen(rig.clock.now()).await;
+    run.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refused_key_is_said_and_not_hammered() {
+    let rig = Rig::new(Faults::default()).await;
+    rig.sim.set_api_keys(vec!["another".to_owned()]);
+    let mut run = rig.run();
+    run.until("refused", |status| status.state == UpstreamState::AuthFailed).await;
+    let asked = rig.sim.stats().requests;
+    assert!(asked <= 2, "{asked}: one for each style of sending the key");
+    assert!(run.status.borrow().message.as_ref().is_some_and(|m| m.contains("401")));
+    run.stop().await;
+    assert!(rig.logged().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn odd_rows_are_told_apart_or_quarantined() {
+    let content = faults::Content {
+        duplicate_id: 0.1,
+        missing_id: 0.1,
+        unknown_type: 0.1,
+        extra_fields: 0.2,
+        nulls: 0.2,
+        numbers_as_strings: 0.2,
+        ..Default::default()
+    };
+    let rig =
+        Rig::with(simulator::Config { faults: Faults { content, ..Faults::default() }, ..quiet() }).await;
+    let mut run = rig.run();
+    backfilled(&mut run).await;
+    rig.sim.inject_burst(200);
+    rig.settled().await;
+    assert!(run.status.borrow().conflicts > 0);
+    run.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn details_come_with_the_event_or_follow_it() {
+    let mut rig = Rig::new(Faults::default()).await;
+    rig.config.details_wait = Duration::from_secs(20);
+    let mut run = rig.run();
+    backfilled(&mut run).await;
+    let before = rig.settled().await.len();
+    rig.sim.inject_burst(5);
+    let logged = rig.settled().await;
+    let fresh: Vec<_> = logged[before..].iter().filter(|event| !event.has("backfill")).collect();
+    assert_eq!(fresh.len(), 5);
+    for event in fresh {
+        assert!(!event.has("partial") && !event.data("details").is_null(), "{}", event.body);
+    }
+    run.until("the past is completed", |status| status.partial == 0).await;
+    let logged = rig.check_each_once();
+    let partial: Vec<_> = logged.iter().filter(|event| event.has("partial")).collect();
+    assert!(!partial.is_empty());
+    for event in partial {
+        let id = format!("{}~details", event.id);
+        let whole = logged.iter().find(|other| other.id == id).expect("it is followed");
+        assert!(whole.has("enriched") && !whole.has("partial") && !whole.data("details").is_null());
+        assert_eq!(whole.data("event_id"), event.data("event_id"));
+    }
+    run.stop().await;
+}

@@ -1,0 +1,215 @@
+//! A simulator, a log in memory and a poller between them.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+use serde_json::Value;
+use tokio::{net::TcpListener, task::JoinHandle};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    bus::{Bus, embedded::Embedded},
+    clock::{self, SharedClock},
+    event::Predicate,
+    globalsim::{
+        budget::{BudgetConfig, Gate},
+        client::{self, Client},
+        key::{KeySource, Secret},
+        simulator::{self, Faults, TruthEvent},
+    },
+    ingest::{Config, Error, Ingest, StatusReceiver},
+    log::{Direction, ReadRequest},
+};
+
+/// The longest that anything is waited for; a test that waits so long has failed.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+pub(super) struct Rig {
+    pub sim: simulator::Handle,
+    pub bus: Arc<Embedded>,
+    pub clock: SharedClock,
+    pub config: Config,
+    pub budget: u32,
+}
+
+pub(super) struct Run {
+    pub status: StatusReceiver,
+    shutdown: CancellationToken,
+    task: JoinHandle<Result<(), Error>>,
+}
+
+/// One event of the log: its id and its JSON.
+pub(super) struct Logged {
+    pub id: String,
+    pub body: Value,
+}
+
+impl Logged {
+    pub fn data(&self, field: &str) -> &Value {
+        &self.body["data"][field]
+    }
+
+    pub fn has(&self, flag: &str) -> bool {
+        self.data("flags").as_array().is_some_and(|flags| flags.iter().any(|f| f == flag))
+    }
+}
+
+impl Rig {
+    /// A quiet account with some past; requests cost nothing worth counting.
+    pub async fn new(faults: Faults) -> Self {
+        Self::with(simulator::Config { faults, ..quiet() }).await
+    }
+
+    pub async fn with(config: simulator::Config) -> Self {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let clock = clock::system();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let config = simulator::Config { requests_per_minute: 1_000_000, ..config };
+        let sim = simulator::start(config, listener, Arc::clone(&clock));
+        let bus = Embedded::in_memory(Arc::clone(&clock));
+        Self { sim, bus, clock, config: Config::default(), budget: 100_000 }
+    }
+
+    /// Starts a poller on the rig's log.
+    pub fn run(&self) -> Run {
+        let budget =
+            BudgetConfig { requests_per_minute: self.budget, limit_per_minute: self.budget, journal: None };
+        let gate = Gate::open(budget, Arc::clone(&self.clock)).unwrap();
+        let key = KeySource::Inline(Secret::new(simulator::DEFAULT_API_KEY).unwrap());
+        let config = client::Config {
+            total_timeout: Duration::from_secs(3),
+            body_timeout: Duration::from_secs(2),
+            ..client::Config::new(self.sim.base_url(), key)
+        };
+        let client = Client::new(config, gate.clone(), Arc::clone(&self.clock)).unwrap();
+        let bus: Arc<dyn Bus> = self.bus.clone();
+        let ingest = Ingest::new(self.config.clone(), client, gate, bus, Arc::clone(&self.clock), 1);
+        let status = ingest.status();
+        let shutdown = CancellationToken::new();
+        let task = tokio::spawn(ingest.run(shutdown.clone()));
+        Run { status, shutdown, task }
+    }
+
+    /// Everything in the log, in its order.
+    pub fn logged(&self) -> Vec<Logged> {
+        let predicate = Predicate::default();
+        let request = ReadRequest {
+            from: 0,
+            direction: Direction::Forward,
+            predicate: &predicate,
+            limit: usize::MAX,
+            max_bytes: usize::MAX,
+        };
+        let mut logged = Vec::new();
+        let mut from = 0;
+        loop {
+            let page = self.bus.log().read(ReadRequest { from, ..request }).unwrap();
+            for event in &page.events {
+                let body = serde_json::from_slice(event.json()).unwrap();
+                logged.push(Logged { id: event.keys().unwrap().id.to_owned(), body });
+            }
+            if page.at_end {
+                return logged;
+            }
+            from = page.next;
+        }
+    }
+
+    /// Waits until the log has every event that the truth has and upstream still shows or has shown, and compares.
+    pub async fn settled(&self) -> Vec<Logged> {
+        let mut edge = self.bus.log().edge();
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        loop {
+            edge.borrow_and_update();
+            let missing = self.missing();
+            if missing.is_empty() {
+                break;
+            }
+            if tokio::time::timeout_at(deadline, edge.changed()).await.is_err() {
+                panic!("{} events never arrived, such as {:?}", missing.len(), missing.first());
+            }
+        }
+        self.check_each_once()
+    }
+
+    /// Events of the truth that the log lacks.
+    fn missing(&self) -> Vec<TruthEvent> {
+        let mut have: BTreeMap<Key, usize> = BTreeMap::new();
+        for logged in self.logged().iter().filter(|logged| !logged.has("enriched")) {
+            *have.entry(key_of(logged)).or_default() += 1;
+        }
+        let mut missing = self.sim.truth();
+        missing.retain(|truth| !have.contains_key(&truth_key(truth)));
+        missing
+    }
+
+    /// Every event of the log is true and there once.
+    pub fn check_each_once(&self) -> Vec<Logged> {
+        let logged = self.logged();
+        let mut have: BTreeMap<Key, usize> = BTreeMap::new();
+        for event in logged.iter().filter(|event| !event.has("enriched")) {
+            *have.entry(key_of(event)).or_default() += 1;
+        }
+        for truth in self.sim.truth() {
+            if let Some(copies) = have.remove(&truth_key(&truth)) {
+                assert_eq!(copies, 1, "{truth:?}");
+            }
+        }
+        have.retain(|key, _| !self.sim.truth().iter().any(|truth| truth_key(truth) == *key));
+        assert!(have.is_empty(), "never happened: {have:?}");
+        let mut ids: Vec<&str> = logged.iter().map(|event| event.id.as_str()).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        assert_eq!(ids.len(), logged.len(), "ids repeat");
+        logged
+    }
+}
+
+impl Run {
+    /// Waits until the status is as wanted.
+    pub async fn until(&mut self, what: &str, wanted: impl Fn(&crate::ingest::Status) -> bool) {
+        let seen = self.status.wait_for(|status| wanted(status));
+        let waited = tokio::time::timeout(PATIENCE, seen).await.map(|seen| seen.map(drop));
+        assert!(matches!(waited, Ok(Ok(()))), "{what}: {:?}", self.status.borrow());
+    }
+
+    /// Waits until everything visible at this moment has been read and is durable.
+    pub async fn seen(&mut self, now: Timestamp) {
+        self.until("all was seen", |status| status.seen_until.is_some_and(|seen| seen > now)).await;
+    }
+
+    /// Stops it and waits for its end.
+    pub async fn stop(self) {
+        self.shutdown.cancel();
+        tokio::time::timeout(PATIENCE, self.task).await.expect("it ends").unwrap().unwrap();
+    }
+}
+
+/// An account in which nothing happens unless a test makes it, with a few hundred rows of past.
+pub(super) fn quiet() -> simulator::Config {
+    simulator::Config {
+        events_per_second: 0.0,
+        history: Duration::from_secs(80_000),
+        history_events_per_second: 0.005,
+        sims: 20,
+        ..simulator::Config::default()
+    }
+}
+
+/// What tells events apart for a reader that trusts no id: id as upstream gave it, SIM, type, time.
+type Key = (Option<String>, Option<String>, String, Option<String>);
+
+fn key_of(logged: &Logged) -> Key {
+    let text = |field| logged.data(field).as_str().map(str::to_owned);
+    (text("event_id"), text("iccid"), text("event_type").unwrap_or_default(), text("timestamp"))
+}
+
+fn truth_key(truth: &TruthEvent) -> Key {
+    let row = &truth.account_row;
+    let text = |field: &str| match &row[field] {
+        Value::String(text) => Some(text.clone()),
+        Value::Null => None,
+        other => Some(other.to_string()),
+    };
+    (text("event_id"), text("iccid"), text("event_type").unwrap_or_default(), text("timestamp"))
+}

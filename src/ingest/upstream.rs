@@ -1,0 +1,278 @@
+//! Asking upstream: the client, with what every part of the poller does alike about failures.
+//!
+//! A page that breaks is asked for again, a bounded number of times. A key that is refused closes the door for all
+//! but one request a minute, whoever asks. What happened is put on the board for the operator.
+
+use std::{sync::Arc, time::Duration};
+
+use jiff::{SignedDuration, Timestamp, civil::Date};
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use super::{
+    board::Board,
+    names,
+    page::{ListPage, PAGE_ROWS, PageSource, Slot},
+    status::UpstreamState,
+};
+use crate::{
+    event::{Iccid, identity::FieldHasher},
+    globalsim::{
+        budget::Class,
+        client::{ActivityQuery, Client, PageQuery},
+        error::{Error, Kind},
+        wire::{BadRow, Page, Row},
+    },
+};
+
+/// A row, or what could not be read as one.
+pub type Item = Result<Row, BadRow>;
+
+/// Requests for one page before it counts as failed.
+const TRIES_MAX: u32 = 5;
+/// First and longest pause between them.
+const PAUSE_MIN: Duration = Duration::from_millis(250);
+const PAUSE_MAX: Duration = Duration::from_secs(30);
+/// How often a refused key is tried again.
+const REFUSED_PAUSE: Duration = Duration::from_secs(60);
+
+/// A part of the account-wide list.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Window {
+    /// First day.
+    pub start: Option<Date>,
+    /// Last day.
+    pub end: Option<Date>,
+    /// One type.
+    pub event_type: Option<String>,
+    /// One SIM.
+    pub iccid: Option<Iccid>,
+}
+
+impl Window {
+    /// From a day on.
+    pub fn since(day: Date) -> Self {
+        Self { start: Some(day), ..Self::default() }
+    }
+}
+
+/// Upstream as the poller sees it.
+#[derive(Debug)]
+pub struct Upstream {
+    client: Client,
+    board: Arc<Board>,
+    rng: Mutex<fastrand::Rng>,
+    /// When a refused key may be tried again.
+    refused: Mutex<Option<Instant>>,
+}
+
+impl Upstream {
+    /// Around a client.
+    pub fn new(client: Client, board: Arc<Board>, rng_seed: u64) -> Self {
+        let rng = Mutex::new(fastrand::Rng::with_seed(rng_seed));
+        Self { client, board, rng, refused: Mutex::new(None) }
+    }
+
+    /// A page of the account-wide list, asked for again while that can help.
+    ///
+    /// # Errors
+    /// The last failure.
+    pub async fn page(&self, class: Class, window: &Window, offset: u64) -> Result<ListPage<Item>, Error> {
+        self.page_of(class, window, offset, PAGE_ROWS as u32).await
+    }
+
+    /// As [`page`](Self::page) with fewer rows, where only the count or the order is wanted.
+    ///
+    /// # Errors
+    /// The last failure.
+    pub async fn page_of(
+        &self,
+        class: Class,
+        window: &Window,
+        offset: u64,
+        limit: u32,
+    ) -> Result<ListPage<Item>, Error> {
+        let query = ActivityQuery {
+            limit,
+            offset,
+            event_type: window.event_type.clone(),
+            iccid: window.iccid.clone(),
+            device_id: None,
+            start_date: window.start,
+            end_date: window.end,
+        };
+        let mut pause = PAUSE_MIN;
+        for attempt in 1.. {
+            self.admitted().await;
+            let answer = self.client.activity(class, &query).await;
+            self.note(class, &answer);
+            match answer {
+                Ok(page) => return Ok(list_page(page, offset)),
+                Err(error) if error.retryable() && attempt < TRIES_MAX => {
+                    let wait = error.retry_after().unwrap_or_else(|| self.jittered(pause)).min(PAUSE_MAX);
+                    tokio::time::sleep(wait).await;
+                    pause = (pause * 2).min(PAUSE_MAX);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        unreachable!("the loop ends by its bound")
+    }
+
+    /// A page of one SIM's list; one try.
+    ///
+    /// # Errors
+    /// The failure.
+    pub async fn sim_page(&self, iccid: &Iccid, offset: u64) -> Result<Page<Row>, Error> {
+        self.admitted().await;
+        let query = PageQuery { limit: PAGE_ROWS as u32, offset, event_type: None };
+        let answer = self.client.sim_activity(Class::Details, iccid, &query).await;
+        // A SIM that upstream does not know says nothing about upstream.
+        if !matches!(&answer, Err(error) if error.kind() == Kind::NotFound) {
+            self.note(Class::Details, &answer);
+        }
+        answer
+    }
+
+    /// Half to the whole of a pause.
+    pub fn jittered(&self, pause: Duration) -> Duration {
+        pause.mul_f64(0.5 + self.rng.lock().f64() / 2.0)
+    }
+
+    /// Waits while the key is refused, then lets one through.
+    async fn admitted(&self) {
+        loop {
+            let until = {
+                let mut refused = self.refused.lock();
+                match *refused {
+                    Some(until) if until > Instant::now() => until,
+                    Some(_) => {
+                        *refused = Some(Instant::now() + REFUSED_PAUSE);
+                        return;
+                    }
+                    None => return,
+                }
+            };
+            tokio::time::sleep_until(until).await;
+        }
+    }
+
+    fn note<T>(&self, class: Class, answer: &Result<Page<T>, Error>) {
+        let outcome = answer.as_ref().map_or_else(|error| error.kind().as_str(), |_| "ok");
+        metrics::counter!(names::REQUESTS, "class" => class.as_str(), "outcome" => outcome).increment(1);
+        match answer {
+            Ok(page) => {
+                let took = page.answered_at.duration_since(page.asked_at).as_secs_f64().max(0.0);
+                metrics::histogram!(names::REQUEST_SECONDS, "class" => class.as_str()).record(took);
+                self.accepted(page.answered_at);
+            }
+            Err(error) => self.failed(error),
+        }
+    }
+
+    fn accepted(&self, at: Timestamp) {
+        let was_refused = self.refused.lock().take().is_some();
+        if was_refused || self.board.status().state != UpstreamState::Ok {
+            tracing::info!("upstream answers again");
+        }
+        self.board.update(|status| {
+            status.state = UpstreamState::Ok;
+            status.message = None;
+            status.last_success = Some(at);
+        });
+    }
+
+    fn failed(&self, error: &Error) {
+        let (state, advice) = match error.kind() {
+            Kind::Auth => (UpstreamState::AuthFailed, "set upstream.api_key or the file it is read from"),
+            Kind::Forbidden => {
+                (UpstreamState::AuthFailed, "give the key the scope to read GlobalSIM activity")
+            }
+            Kind::RateLimited => (UpstreamState::RateLimited, "another program may use the same key"),
+            Kind::NotGlobalSim => (UpstreamState::Stale, "check upstream.base_url"),
+            _ => (UpstreamState::Stale, "it is tried again"),
+        };
+        if state == UpstreamState::AuthFailed {
+            *self.refused.lock() = Some(Instant::now() + REFUSED_PAUSE);
+            tracing::error!(%error, advice, "upstream refuses the API key; nothing is read, the position is kept");
+        } else {
+            tracing::warn!(%error, advice, kind = error.kind().as_str(), "a request to upstream failed");
+        }
+        // A single broken answer does not make the gateway blind; the tail decides when it has become stale.
+        let keeps_ok = state == UpstreamState::Stale && self.board.status().state == UpstreamState::Ok;
+        self.board.update(|status| {
+            if !keeps_ok {
+                status.state = state;
+            }
+            status.message = Some(error.to_string());
+        });
+    }
+}
+
+/// What a list window looks like to the walk.
+#[derive(Debug)]
+pub struct WindowSource<'a> {
+    /// Where to ask.
+    pub upstream: &'a Upstream,
+    /// Which budget pays.
+    pub class: Class,
+    /// Which part.
+    pub window: Window,
+}
+
+impl PageSource for WindowSource<'_> {
+    type Row = Item;
+    type Error = Error;
+
+    async fn fetch(&self, offset: u64) -> Result<ListPage<Item>, Error> {
+        self.upstream.page(self.class, &self.window, offset).await
+    }
+}
+
+/// How far upstream's clock may be behind its Date header, which has whole seconds.
+const DATE_GRAIN: SignedDuration = SignedDuration::from_secs(1);
+
+fn list_page(page: Page<Row>, offset: u64) -> ListPage<Item> {
+    // Floors are compared with upstream's timestamps, so they must not run ahead of its clock.
+    let asked_at = page
+        .server_date
+        .map_or(page.asked_at, |date| page.asked_at.min(date.checked_sub(DATE_GRAIN).unwrap_or(date)));
+    let any_id = page.rows.iter().flatten().any(|row| row.event_id().is_some());
+    let mut slots: Vec<Slot<Item>> = page.rows.into_iter().map(|row| slot(row, any_id)).collect();
+    number_equal_rows(&mut slots);
+    ListPage { offset, slots, total: page.total, asked_at }
+}
+
+/// Where no row of a page has an event_id, the rest of the identity has to do to find overlaps by.
+fn slot(row: Item, any_id: bool) -> Slot<Item> {
+    match &row {
+        Ok(good) => Slot {
+            key: good.identity_hash(),
+            unique: good.event_id().is_some() || !any_id,
+            time: good.event.time,
+            ordinal: 0,
+            row,
+        },
+        Err(bad) => {
+            let mut hasher = FieldHasher::new("bad row");
+            hasher.field(Some(&bad.raw));
+            Slot { key: hasher.finish_u64(), unique: true, time: None, ordinal: 0, row }
+        }
+    }
+}
+
+/// Counts rows without event_id that are equal to each other. A walk counts those that are not unique anew over all
+/// its pages.
+fn number_equal_rows(slots: &mut [Slot<Item>]) {
+    let mut counts = std::collections::HashMap::new();
+    for slot in slots {
+        if slot.row.as_ref().is_ok_and(|row| row.event_id().is_none()) {
+            let count = counts.entry(slot.key).or_insert(0);
+            slot.ordinal = *count;
+            if slot.unique {
+                slot.key = slot.key.wrapping_add(u64::from(*count).wrapping_mul(0x9E37_79B9_7F4A_7C15));
+            }
+            *count += 1;
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! The walk against a list in memory that changes between any two requests.
+
+use std::{
+    collections::BTreeSet,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use parking_lot::Mutex;
+use proptest::prelude::*;
+
+use super::*;
+use crate::ingest::{
+    page::Order,
+    seek::{self, Down},
+};
+
+/// A list in time order; `rows` is newest first whatever the order shown.
+struct List {
+    order: Order,
+    state: Mutex<State>,
+    requests: AtomicU64,
+    cap: u64,
+    total: bool,
+}
+
+struct State {
+    rows: Vec<(i64, u64)>,
+    next_key: u64,
+    now: i64,
+    rng: fastrand::Rng,
+    churn: Churn,
+}
+
+/// What happens before each request.
+#[derive(Debug, Clone)]
+struct Churn {
+    heads: std::ops::RangeInclusive<u64>,
+    late: u64,
+    deletes: u64,
+}
+
+impl List {
+    fn new(order: Order, len: u64, seed: u64, churn: Churn) -> Self {
+        let rows = (0..len).map(|i| ((len - i) as i64, len - i)).collect();
+        let rng = fastrand::Rng::with_seed(seed);
+        let state = State { rows, next_key: len + 1, now: len as i64, rng, churn };
+        Self { order, state: Mutex::new(state), requests: AtomicU64::new(0), cap: PAGE_ROWS, total: true }
+    }
+
+    fn keys(&self) -> BTreeSet<u64> {
+        self.state.lock().rows.iter().map(|(_, key)| *key).collect()
+    }
+
+    fn page(&self, offset: u64) -> ListPage<()> {
+        let state = self.state.lock();
+        let len = state.rows.len() as u64;
+        let shown: Box<dyn Iterator<Item = &(i64, u64)>> = match self.order {
+            Order::OldestFirst => Box::new(state.rows.iter().rev()),
+            _ => Box::new(state.rows.iter()),
+        };
+        let slots = shown.skip(offset as usize).take(self.cap as usize).map(|(time, key)| Slot {
+            key: *key,
+            unique: true,
+            time: Timestamp::from_second(*time).ok(),
+            ordinal: 0,
+            row: (),
+        });
+        ListPage {
+            offset,
+            slots: slots.collect(),
+            total: self.total.then_some(len),
+            asked_at: Timestamp::UNIX_EPOCH,
+        }
+    }
+}
+
+impl State {
+    fn change(&mut self) {
+        let Churn { heads, late, deletes } = self.churn.clone();
+        for _ in 0..self.rng.u64(heads) {
+            self.now += self.rng.i64(0..2);
+            self.rows.insert(0, (self.now, self.next_key));
+            self.next_key += 1;
+        }
+        for _ in 0..self.rng.u64(0..=late) {
+            let time = self.rng.i64(0..=self.now);
+            let at = self.rows.partition_point(|(t, _)| *t > time);
+            self.rows.insert(at, (time, self.next_key));
+            self.next_key += 1;
+        }
+        for _ in 0..self.rng.u64(0..=deletes) {
+            if !self.rows.is_empty() {
+                // Runs of neighbours go together, as when a SIM is erased.
+                let at = self.rng.usize(0..self.rows.len());
+                let run = self.rng.usize(1..=6).min(self.rows.len() - at);
+                self.rows.drain(at..at + run);
+            }
+        }
+    }
+}
+
+impl PageSource for List {
+    type Row = ();
+    type Error = ();
+
+    async fn fetch(&self, offset: u64) -> Result<ListPage<()>, ()> {
+        if self.requests.fetch_add(1, Ordering::Relaxed) > 0 {
+            self.state.lock().change();
+        }
+        Ok(self.page(offset))
+    }
+}
+
+fn now<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
+}
+
+fn read_down(list: &List, depth: Option<i64>) -> BTreeSet<u64> {
+    now(async {
+        let head = match list.order {
+            Order::OldestFirst => {
+                let len = list.state.lock().rows.len() as u64;
+                list.fetch(len.saturating_sub(PAGE_ROWS)).await.unwrap()
+            }
+            _ => list.fetch(0).await.unwrap(),
+        };
+        let depth = depth.map(|d| Timestamp::from_second(d).unwrap());
+        let down = seek::down(list, list.order, head, usize::MAX, |rows| {
+            depth.is_some_and(|depth| seek::passed(rows, depth))
+        });
+        let Down::Reached(rows) = down.await.unwrap() else { panic!("dropped") };
+        assert!(rows.is_sorted_by_key(|slot| slot.time), "rows come oldest first");
+        let keys: BTreeSet<u64> = rows.iter().map(|slot| slot.key).collect();
+        assert_eq!(keys.len(), rows.len(), "no row comes twice");
+        keys
+    })
+}
+
+fn read_up(list: &List, depth: Option<i64>) -> BTreeSet<u64> {
+    now(async {
+        let depth = depth.map(|d| Timestamp::from_second(d).unwrap());
+        let (mut walker, rows) = seek::up(list, list.order, depth).await.unwrap();
+        let mut keys: Vec<u64> = rows.iter().map(|slot| slot.key).collect();
+        while let Some(rows) = walker.next().await.unwrap() {
+            keys.extend(rows.iter().map(|slot| slot.key));
+        }
+        let set: BTreeSet<u64> = keys.iter().copied().collect();
+        set
+    })
+}
+
+/// Rows there at the start and at the end, above the depth, that were not read.
+fn missed(before: &BTreeSet<u64>, list: &List, read: &BTreeSet<u64>, depth: Option<i64>) -> Vec<u64> {
+    let state = list.state.lock();
+    let wanted =
+        state.rows.iter().filter(|(time, key)| before.contains(key) && depth.is_none_or(|d| *time >= d));
+    wanted.map(|(_, key)| *key).filter(|key| !read.contains(key)).collect()
+}
+
+fn churns() -> impl Strategy<Value = Churn> {
+    (0_u64..60, 0_u64..4, 0_u64..3).prop_map(|(heads, late, deletes)| Churn {
+        heads: 0..=heads,
+        late,
+        deletes,
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn reading_down_misses_nothing(
+        oldest_first: bool, len in 0_u64..2_000, depth in proptest::option::of(0_i64..2_000),
+        seed: u64, churn in churns(), cap in 20_u64..=100, total: bool,
+    ) {
+        let order = if oldest_first { Order::OldestFirst } else { Order::NewestFirst };
+        let mut list = List::new(order, len, seed, churn);
+        // Going backwards needs to know how long the list is.
+        (list.cap, list.total) = (if oldest_first { 100 } else { cap }, total || oldest_first);
+        let before = list.keys();
+        let read = read_down(&list, depth);
+        prop_assert_eq!(missed(&before, &list, &read, depth), Vec::<u64>::new());
+    }
+
+    #[test]
+    fn reading_up_misses_nothing(
+        oldest_first: bool, len in 0_u64..2_000, depth in proptest::option::of(0_i64..2_000),
+        seed: u64, churn in churns(), total: bool,
+    ) {
+        let order = if oldest_first { Order::OldestFirst } else { Order::NewestFirst };
+        let mut list = List::new(order, len, seed, churn);
+        list.total = total;
+        let before = list.keys();
+        let read = read_up(&list, depth);
+        prop_assert_eq!(missed(&before, &list, &read, depth), Vec::<u64>::new());
+    }
+}
+
+#[test]
+fn a_still_list_costs_one_request_per_page() {
+    let still = Churn { heads: 0..=0, late: 0, deletes: 0 };
+    let list = List::new(Order::NewestFirst, 960, 1, still);
+    assert_eq!(read_down(&list, None).len(), 960);
+    assert_eq!(list.requests.load(Ordering::Relaxed), 10);
+}
+
+#[test]
+fn a_head_that_grows_by_half_a_page_per_request_is_outrun() {
+    let list = List::new(Order::NewestFirst, 4_000, 7, Churn { heads: 40..=60, late: 0, deletes: 0 });
+    let before = list.keys();
+    let read = read_down(&list, Some(1));
+    assert!(before.is_subset(&read));
+    // Without following the shift each page would yield half; with it most of a page.
+    assert!(list.requests.load(Ordering::Relaxed) < 75, "{:?}", list.requests);
+}
+
+#[test]
+fn a_source_that_ignores_the_offset_is_noticed() {
+    struct Stuck(List);
+    impl PageSource for Stuck {
+        type Row = ();
+        type Error = ();
+        async fn fetch(&self, offset: u64) -> Result<ListPage<()>, ()> {
+            Ok(ListPage { offset, ..self.0.page(0) })
+        }
+    }
+    let stuck = Stuck(List::new(Order::NewestFirst, 500, 1, Churn { heads: 0..=0, late: 0, deletes: 0 }));
+    let result = now(async {
+        let head = stuck.fetch(0).await.unwrap();
+        seek::down(&stuck, Order::NewestFirst, head, usize::MAX, |_| false).await
+    });
+    assert!(matches!(result, Err(WalkError::Lost)), "{result:?}");
+}
