@@ -72,15 +72,19 @@ pub(super) fn heartbeat(cursor: Option<Cursor>, status: &Status) -> SubscribeRes
 
 /// A range that the subscription can't have; reading goes on after `cursor`.
 pub(super) fn gap(cursor: Cursor, gap: &Gap) -> SubscribeResponse {
-    let gap = proto::Gap {
+    message(Some(cursor), Control::Gap(wire_gap(gap)))
+}
+
+/// A gap as the wire has it.
+pub(super) fn wire_gap(gap: &Gap) -> proto::Gap {
+    proto::Gap {
         from: gap.from.map(|cursor| cursor.to_string()),
         to: gap.to.map(|cursor| cursor.to_string()),
         from_time: gap.from_time.map(timestamp),
         to_time: gap.to_time.map(timestamp),
         lost: gap.lost,
         reason: gap.reason.as_str().to_owned(),
-    };
-    message(Some(cursor), Control::Gap(gap))
+    }
 }
 
 /// The gateway is about to stop.

@@ -205,14 +205,15 @@ impl Session {
 
     fn update(&mut self, id: &str, update: proto::UpdateSubscription) -> Result<Frame, ApiError> {
         let index = self.find(&update.subscription_id)?;
-        let (predicate, _) = request::predicate(update.filter, &self.call.principal, &self.context.limits)?;
+        let (predicate, warnings) =
+            request::predicate(update.filter, &self.call.principal, &self.context.limits)?;
         let feed = &mut self.feeds[index];
         let cursor = feed.update(predicate);
         Ok(answer(InteractResponse {
             cursor: cursor.to_string(),
             subscription_id: update.subscription_id,
             request_id: id.to_owned(),
-            ..of(Control::Updated(proto::Updated {}))
+            ..of(Control::Updated(proto::Updated { warnings }))
         }))
     }
 

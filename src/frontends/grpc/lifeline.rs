@@ -52,8 +52,9 @@ impl Lifeline {
             principal,
             expiry_check: None,
             clock: Arc::clone(&context.clock),
-            draining: Box::pin(context.draining.clone().cancelled_owned()),
-            stopping: Box::pin(context.stop.clone().cancelled_owned()),
+            // Looking at a token takes its locks; a child's own are not shared with all other streams.
+            draining: Box::pin(context.draining.child_token().cancelled_owned()),
+            stopping: Box::pin(context.stop.child_token().cancelled_owned()),
             drained: false,
             timer: Box::pin(tokio::time::sleep(Duration::ZERO)),
         };

@@ -5,7 +5,7 @@ use tonic::Status;
 
 use super::{
     call::Call,
-    control::upstream,
+    control::{upstream, wire_gap},
     frame::Frame,
     request,
     status::{hub_status, status},
@@ -29,12 +29,14 @@ pub(super) async fn list(
     call: &Call,
     request: proto::ListEventsRequest,
 ) -> Result<Frame, Status> {
-    let query = query(context, call, request).map_err(|error| status(&error))?;
+    let (query, warnings) = query(context, call, request).map_err(|error| status(&error))?;
     let history = context.hub.history(query).await.map_err(hub_status)?;
     let rest = proto::ListEventsResponse {
         events: Vec::new(),
         next_page_token: history.next.to_string(),
         caught_up: history.caught_up,
+        gap: history.gap.as_ref().map(wire_gap),
+        warnings,
     };
     Ok(Frame::batch(&rest.encode_to_vec(), history.bytes))
 }
@@ -43,8 +45,8 @@ fn query(
     context: &Context,
     call: &Call,
     request: proto::ListEventsRequest,
-) -> Result<HistoryQuery, ApiError> {
-    let (predicate, _) = request::predicate(request.filter, &call.principal, &context.limits)?;
+) -> Result<(HistoryQuery, Vec<String>), ApiError> {
+    let (predicate, warnings) = request::predicate(request.filter, &call.principal, &context.limits)?;
     let limit = match request.page_size {
         0 => PAGE_SIZE_DEFAULT,
         n @ 1..=PAGE_SIZE_MAX => n.unsigned_abs(),
@@ -71,7 +73,7 @@ fn query(
         (token, Order::Asc) => HistoryStart::After(request::cursor(token, "page_token")?),
         (token, Order::Desc) => HistoryStart::Before(request::cursor(token, "page_token")?),
     };
-    Ok(HistoryQuery {
+    let query = HistoryQuery {
         encoding: Encoding::Protobuf,
         predicate,
         policy: call.principal.policy.clone(),
@@ -83,7 +85,8 @@ fn query(
         limit,
         order,
         on_expired: request::on_expired(request.on_expired)?,
-    })
+    };
+    Ok((query, warnings))
 }
 
 /// `GetEvent`.

@@ -91,6 +91,9 @@ async fn subscriptions_come_change_and_go() {
     let pong = session.ask("2", Command::Ping(Ping {})).await;
     assert!(matches!(pong.control, Some(Control::Pong(_))) && pong.subscription_id.is_empty());
 
+    let updated = session.ask("3", update("a", "sim_swap")).await;
+    let Some(Control::Updated(control)) = &updated.control else { panic!("{updated:?}") };
+    assert!(control.warnings[0].contains("sim_swap"));
     let updated = session.ask("3", update("a", "disconnection")).await;
     assert!(matches!(updated.control, Some(Control::Updated(_))));
     assert_eq!(cursor_of(&updated.cursor).seq, 6, "in place: nothing of the past comes again");

@@ -107,9 +107,29 @@ async fn a_list_refuses_what_it_does_not_understand() {
     }
     let foreign = Cursor { incarnation: 1, seq: 1, tag: 1 }.to_string();
     let request = ListEventsRequest { page_token: foreign, ..Default::default() };
-    let status = soon(client.list_events(request)).await.unwrap_err();
+    let status = soon(client.list_events(request.clone())).await.unwrap_err();
     assert_eq!(status.code(), Code::OutOfRange);
     assert_eq!(status.get_details_error_info().unwrap().reason, "CURSOR_OF_ANOTHER_LOG");
+    let request = ListEventsRequest { on_expired: proto::OnExpired::Earliest.into(), ..request };
+    let page = soon(client.list_events(request)).await.unwrap().into_inner();
+    assert_eq!((page.events.len(), page.gap.unwrap().reason.as_str()), (3, "incarnation"));
+    let filter = Some(proto::Filter { event_type: vec!["conection".into()], ..Default::default() });
+    let request = ListEventsRequest { filter, ..Default::default() };
+    let page = soon(client.list_events(request)).await.unwrap().into_inner();
+    assert!(page.warnings[0].contains("conection") && page.gap.is_none());
+}
+
+#[tokio::test]
+async fn the_gateways_own_events_are_found_by_id() {
+    let gateway = Gateway::start(Setup::default());
+    let event = Event::gateway("gw_1", "simcast.gap", time(1), serde_json::Map::new());
+    let sealed = event.seal(time(1), SignedDuration::MAX).unwrap();
+    gateway.log().append(vec![Entry { sealed, identity: 1, content: 0 }]).unwrap();
+    let mut client = gateway.client().await;
+    let found = soon(client.get_event(GetEventRequest { id: "gw_1".into() })).await.unwrap().into_inner();
+    assert_eq!(found.event.unwrap().r#type, "simcast.gap");
+    let page = soon(client.list_events(ListEventsRequest::default())).await.unwrap().into_inner();
+    assert!(page.events.is_empty(), "an empty filter does not name it");
 }
 
 #[tokio::test]
