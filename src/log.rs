@@ -168,7 +168,6 @@ pub enum CursorState {
 }
 
 /// The log of one gateway.
-#[derive(Debug)]
 pub struct Log {
     incarnation: u64,
     options: Options,
@@ -183,6 +182,14 @@ pub struct Log {
     /// Why the last append failed.
     trouble: Mutex<Option<String>>,
     edge: watch::Sender<u64>,
+}
+
+impl std::fmt::Debug for Log {
+    /// Without the events: they hold what no log line may.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let last_seq = *self.edge.borrow();
+        f.debug_struct("Log").field("last_seq", &last_seq).field("disk", &self.disk).finish_non_exhaustive()
+    }
 }
 
 /// An event with what is remembered of its id.

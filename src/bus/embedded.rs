@@ -22,7 +22,7 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use jiff::SignedDuration;
+use jiff::{SignedDuration, Timestamp};
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
@@ -135,6 +135,12 @@ impl Embedded {
             reason: error.to_string(),
         })?;
         let log = Arc::new(open_log(&config)?);
+        if let Some(path) = &config.path {
+            // What was created in it must still be there after a loss of power: a fence is never given twice.
+            File::open(path)
+                .and_then(|directory| directory.sync_all())
+                .map_err(|source| OpenError::Unusable { path: path.clone(), source })?;
+        }
         let fences = kv.fences().map_err(|error| OpenError::KeyValue {
             path: kv_path.unwrap_or_default(),
             reason: error.to_string(),
@@ -142,10 +148,12 @@ impl Embedded {
         let in_memory = config.path.is_none();
         let unusable = |source| OpenError::Unusable { path: config.path.clone().unwrap_or_default(), source };
         let caretaker = Caretaker::start(Arc::clone(&log), Arc::clone(&clock)).map_err(unusable)?;
+        let newest = log.bounds().last_time.unwrap_or(Timestamp::MIN);
         let writer = Writer::start(State {
             log: Arc::clone(&log),
             clock,
             late_after: config.late_after,
+            newest,
             caretaker: caretaker.requests,
             fences: fences.into_iter().collect(),
         });
@@ -376,13 +384,11 @@ fn lock_directory(path: &Path) -> Result<File, OpenError> {
     };
     let mut builder = std::fs::DirBuilder::new();
     builder.recursive(true);
-    #[cfg(unix)]
     std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
     builder.create(path).map_err(unusable(path))?;
     let file_path = path.join("lock");
     let mut options = std::fs::OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false);
-    #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
     let file = options.open(&file_path).map_err(unusable(&file_path))?;
     match file.try_lock() {

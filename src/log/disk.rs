@@ -72,7 +72,6 @@ impl OsDisk {
     pub(crate) fn open(directory: &Path) -> io::Result<Self> {
         let mut builder = fs::DirBuilder::new();
         builder.recursive(true);
-        #[cfg(unix)]
         std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
         builder.create(directory)?;
         Ok(Self { directory: directory.to_owned() })
@@ -81,7 +80,6 @@ impl OsDisk {
     fn options() -> OpenOptions {
         let mut options = OpenOptions::new();
         options.read(true).write(true);
-        #[cfg(unix)]
         std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
         options
     }

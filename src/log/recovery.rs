@@ -172,7 +172,8 @@ impl Segments<'_> {
 
     fn cut_tail(&self, file: &dyn DiskFile, base_seq: u64, len: u64, scanned: &Scanned) -> io::Result<()> {
         let end = scanned.index.end;
-        if len < FILE_HEADER_BYTES {
+        if scanned.index.records.is_empty() && len != FILE_HEADER_BYTES {
+            // The crash came before the first append to it was acknowledged; its header may be unfinished too.
             file.truncate(0)?;
             file.write_at(&file_header(self.incarnation, base_seq), 0)?;
             return file.sync();

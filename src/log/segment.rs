@@ -146,7 +146,6 @@ impl Segment {
             return Ok(Arc::clone(index) as Arc<dyn Index>);
         }
         let Summary { base_seq, last_seq, .. } = self.summary;
-        tracing::warn!(base_seq, "index of a log segment is damaged; making it again");
         let scanned = scan(&*self.file, Seed::of(self.incarnation), base_seq, Some(last_seq))?;
         let index = Arc::new(scanned.index);
         *slot = Slot::Live(Arc::clone(&index));

@@ -252,3 +252,41 @@ fn a_look_at_many_records_is_bounded_but_moves_on() {
     let page = log.read(ReadRequest { predicate: &indexed, ..request }).unwrap();
     assert!(page.events.is_empty() && page.at_end && page.next == 20_000, "{page:?}");
 }
+
+#[test]
+fn readers_see_every_event_once_while_segments_come_and_are_finished() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = Log::open(dir.path(), options()).unwrap();
+    let last = 300;
+    let follow = |predicate: &Predicate, limit: usize| {
+        let mut seen = Vec::new();
+        let mut from = 0;
+        while from < last {
+            let request =
+                ReadRequest { from, direction: Direction::Forward, predicate, limit, max_bytes: 10_000 };
+            let page = log.read(request).unwrap();
+            assert_eq!(page.holes, []);
+            seen.extend(page.events.iter().map(StoredEvent::seq));
+            from = page.next;
+            std::thread::yield_now();
+        }
+        seen
+    };
+    let one_type = filter(&[("event_type", &["connection"])]);
+    std::thread::scope(|scope| {
+        let all = scope.spawn(|| follow(&Predicate::default(), 7));
+        let some = scope.spawn(|| follow(&one_type, 3));
+        let care = scope.spawn(|| {
+            while *log.edge.borrow() < last {
+                log.maintain(second(0)).unwrap();
+            }
+        });
+        for n in 0..last / 5 {
+            log.append(entries(n * 5..n * 5 + 5)).unwrap();
+        }
+        care.join().unwrap();
+        assert_eq!(all.join().unwrap(), (1..=last).collect::<Vec<_>>());
+        let expected: Vec<_> = (1..=last).filter(|seq| (seq - 1) % 3 == 0).collect();
+        assert_eq!(some.join().unwrap(), expected);
+    });
+}

@@ -4,7 +4,12 @@
 //! lock commits everything that has queued up meanwhile in one transaction, so that a thousand checkpoints cost a
 //! few fsyncs, while each caller still sees its own compare-and-set answered in order of arrival.
 
-use std::{collections::VecDeque, ops::Bound, path::Path, sync::Arc};
+use std::{
+    collections::VecDeque,
+    ops::Bound,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
@@ -60,10 +65,27 @@ struct Watcher {
     changes: mpsc::Sender<Change>,
 }
 
+enum Db {
+    Open(Database),
+    /// A write failed, after which redb wants the file opened again; the next write tries.
+    Broken(String),
+    Closed,
+}
+
+impl Db {
+    fn get(&self) -> Result<&Database, KvError> {
+        match self {
+            Self::Open(db) => Ok(db),
+            Self::Broken(reason) => Err(KvError::Unavailable(reason.clone())),
+            Self::Closed => Err(closed()),
+        }
+    }
+}
+
 /// The store. All calls block on the disk.
 pub(super) struct Kv {
-    /// None once closed.
-    db: RwLock<Option<Database>>,
+    path: Option<PathBuf>,
+    db: RwLock<Db>,
     queue: Mutex<VecDeque<Pending>>,
     /// Held while a transaction is written; guards the watchers so that a snapshot and the changes after it join.
     watchers: Mutex<Vec<Watcher>>,
@@ -78,20 +100,12 @@ impl std::fmt::Debug for Kv {
 impl Kv {
     /// Opens or creates the file; None keeps everything in memory.
     pub(super) fn open(path: Option<&Path>) -> Result<Self, redb::Error> {
-        let mut builder = Database::builder();
-        builder.set_cache_size(CACHE_BYTES);
         let db = match path {
-            None => builder.create_with_backend(InMemoryBackend::new())?,
-            Some(path) => {
-                let mut options = std::fs::OpenOptions::new();
-                options.read(true).write(true).create(true).truncate(false);
-                #[cfg(unix)]
-                std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-                builder.create_with_backend(FileBackend::new(options.open(path)?)?)?
-            }
+            None => builder().create_with_backend(InMemoryBackend::new())?,
+            Some(path) => open_file(path)?,
         };
-        let db = RwLock::new(Some(db));
-        Ok(Self { db, queue: Mutex::default(), watchers: Mutex::default() })
+        let db = RwLock::new(Db::Open(db));
+        Ok(Self { path: path.map(Path::to_owned), db, queue: Mutex::default(), watchers: Mutex::default() })
     }
 
     /// Reads a key.
@@ -130,7 +144,7 @@ impl Kv {
         read: impl FnOnce(&redb::ReadOnlyTable<&'static str, (u64, &'static [u8])>) -> Result<T, StorageError>,
     ) -> Result<Option<T>, KvError> {
         let guard = self.db.read();
-        let db = guard.as_ref().ok_or_else(closed)?;
+        let db = guard.get()?;
         let transaction = db.begin_read().map_err(unavailable)?;
         match transaction.open_table(table(bucket)) {
             Ok(table) => read(&table).map(Some).map_err(unavailable),
@@ -168,10 +182,7 @@ impl Kv {
     }
 
     fn commit(&self, batch: &[Pending], watchers: &mut Vec<Watcher>) {
-        let outcome = match self.db.read().as_ref() {
-            Some(db) => transact(db, batch).map_err(|error| error.to_string()),
-            None => Err(CLOSED.to_owned()),
-        };
+        let outcome = self.transact(batch);
         match outcome {
             Ok(results) => {
                 for (pending, result) in batch.iter().zip(results) {
@@ -190,10 +201,30 @@ impl Kv {
         }
     }
 
+    /// Opens the file again where that is needed, writes, and takes note of a failure.
+    fn transact(&self, batch: &[Pending]) -> Result<Vec<Result<u64, KvError>>, String> {
+        let reopened = match (&*self.db.read(), &self.path) {
+            (Db::Broken(_), Some(path)) => Some(open_file(path).map_err(|error| error.to_string())?),
+            _ => None,
+        };
+        if let Some(db) = reopened {
+            *self.db.write() = Db::Open(db);
+        }
+        let failure = match self.db.read().get() {
+            Ok(db) => match transact(db, batch) {
+                Ok(results) => return Ok(results),
+                Err(error) => error.to_string(),
+            },
+            Err(error) => return Err(error.to_string()),
+        };
+        *self.db.write() = Db::Broken(failure.clone());
+        Err(failure)
+    }
+
     /// The fence of each lease ever taken, by name.
     pub(super) fn fences(&self) -> Result<Vec<(String, u64)>, KvError> {
         let guard = self.db.read();
-        let db = guard.as_ref().ok_or_else(closed)?;
+        let db = guard.get()?;
         let transaction = db.begin_read().map_err(unavailable)?;
         let table = match transaction.open_table(COUNTERS) {
             Ok(table) => table,
@@ -213,8 +244,21 @@ impl Kv {
     pub(super) fn close(&self) {
         let mut watchers = self.watchers.lock();
         watchers.clear();
-        drop(self.db.write().take());
+        *self.db.write() = Db::Closed;
     }
+}
+
+fn builder() -> redb::Builder {
+    let mut builder = Database::builder();
+    builder.set_cache_size(CACHE_BYTES);
+    builder
+}
+
+fn open_file(path: &Path) -> Result<Database, redb::Error> {
+    let mut options = std::fs::OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false);
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    Ok(builder().create_with_backend(FileBackend::new(options.open(path)?)?)?)
 }
 
 /// Applies a batch in one durable transaction; each result stands only if the whole commit succeeds.

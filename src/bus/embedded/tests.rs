@@ -28,6 +28,56 @@ async fn conforms_on_disk() {
     .unwrap();
 }
 
+/// Each look at it is a minute earlier.
+#[derive(Debug)]
+struct BackwardClock(std::sync::atomic::AtomicI64);
+
+impl clock::Clock for BackwardClock {
+    fn now(&self) -> Timestamp {
+        Timestamp::from_second(self.0.fetch_sub(60, Ordering::Relaxed)).unwrap()
+    }
+}
+
+#[tokio::test]
+async fn a_clock_that_steps_back_does_not_take_the_log_along() {
+    let clock = Arc::new(BackwardClock(1_700_000_000.into()));
+    run_all(async || Embedded::in_memory(Arc::clone(&clock) as SharedClock) as Arc<dyn Bus>).await.unwrap();
+    let bus = Embedded::in_memory(clock);
+    let ids: Vec<_> = (0..64).map(|n| n.to_string()).collect();
+    let appends = ids.iter().map(|id| bus.append(vec![event(id)], None));
+    for answer in futures_util::future::join_all(appends).await {
+        answer.unwrap();
+    }
+    let stamps: Vec<_> =
+        (1..=64).map(|seq| bus.log().get(seq).unwrap().unwrap().keys().unwrap().observed_us).collect();
+    assert!(stamps.is_sorted(), "{stamps:?}");
+}
+
+#[tokio::test]
+async fn events_and_their_ids_survive_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let bus = Embedded::open(on_disk(dir.path()), clock::system()).unwrap();
+    let batch = vec![event("a"), event("b")];
+    assert_eq!(bus.append(batch.clone(), None).await.unwrap(), [Appended::Stored(1), Appended::Stored(2)]);
+    let (incarnation, cursor) = (bus.log().incarnation(), bus.log().cursor_at(2));
+    drop(bus);
+    let bus = Embedded::open(on_disk(dir.path()), clock::system()).unwrap();
+    assert_eq!(bus.log().incarnation(), incarnation);
+    assert_eq!(bus.log().check(cursor), Ok(2));
+    assert_eq!(bus.append(batch, None).await.unwrap(), [Appended::Known(1), Appended::Known(2)]);
+    assert_eq!(bus.append(vec![event("c")], None).await.unwrap(), [Appended::Stored(3)]);
+}
+
+#[tokio::test]
+async fn an_event_too_long_is_refused_as_bad() {
+    let bus = Embedded::in_memory(clock::system());
+    let mut long = event("long");
+    long.event.details = Some("x".repeat(crate::log::BODY_BYTES_MAX).into());
+    let error = bus.append(vec![event("short"), long], None).await.unwrap_err();
+    assert!(matches!(error, AppendError::BadEvent { index: 1, .. }), "{error}");
+    assert_eq!(bus.log().bounds().events, 0);
+}
+
 #[tokio::test]
 async fn a_second_process_is_told_what_to_do() {
     let dir = tempfile::tempdir().unwrap();
@@ -69,7 +119,6 @@ async fn state_and_fences_survive_a_restart() {
     assert!(matches!(bus.append(vec![event("e")], Some(fence)).await, Err(AppendError::Fenced)));
 }
 
-#[cfg(unix)]
 #[tokio::test]
 async fn nobody_else_may_read_the_files() {
     use std::os::unix::fs::PermissionsExt;

@@ -9,7 +9,7 @@ use std::{
     thread::JoinHandle,
 };
 
-use jiff::{SignedDuration, Timestamp, Unit};
+use jiff::{SignedDuration, Timestamp};
 use tokio::sync::oneshot;
 
 use crate::{
@@ -48,6 +48,8 @@ pub(super) struct State {
     pub(super) log: Arc<Log>,
     pub(super) clock: SharedClock,
     pub(super) late_after: SignedDuration,
+    /// Newest stamp given; the clock may step back, even between two batches of one group.
+    pub(super) newest: Timestamp,
     /// Where to ask for maintenance.
     pub(super) caretaker: mpsc::SyncSender<()>,
     /// Newest fence by lease.
@@ -126,7 +128,7 @@ enum Outcome {
 
 impl State {
     fn take(
-        &self,
+        &mut self,
         group: &mut Group,
         batch: Vec<NewEvent>,
         fence: Option<Fence>,
@@ -147,7 +149,7 @@ impl State {
         }
     }
 
-    fn seal(&self, group: &mut Group, batch: Vec<NewEvent>) -> Result<Vec<Outcome>, AppendError> {
+    fn seal(&mut self, group: &mut Group, batch: Vec<NewEvent>) -> Result<Vec<Outcome>, AppendError> {
         let observed_at = self.stamp();
         let mut outcomes = Vec::with_capacity(batch.len());
         for (index, NewEvent { event, identity, content }) in batch.into_iter().enumerate() {
@@ -174,11 +176,10 @@ impl State {
     }
 
     /// The wall clock in whole milliseconds, never before the newest event.
-    fn stamp(&self) -> Timestamp {
-        let now = self.clock.now();
-        let now = Timestamp::from_millisecond(now.as_millisecond()).unwrap_or(now);
-        let newest = self.log.bounds().last_time.map(|at| at.round(Unit::Millisecond).unwrap_or(at));
-        newest.map_or(now, |newest| newest.max(now))
+    fn stamp(&mut self) -> Timestamp {
+        let now = Timestamp::from_millisecond(self.clock.now().as_millisecond());
+        self.newest = now.unwrap_or(self.newest).max(self.newest);
+        self.newest
     }
 
     /// Makes the group durable and answers its batches.

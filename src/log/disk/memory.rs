@@ -1,14 +1,14 @@
 //! A disk in memory: what a log without a directory lives on, and in tests a disk that keeps apart what was written
 //! and what would survive a loss of power, and fails on command.
 
-use std::{collections::BTreeMap, io, sync::Arc};
+use std::{collections::BTreeMap, fmt, io, sync::Arc};
 
 use parking_lot::{Mutex, RwLock};
 
 use super::{Disk, DiskFile, Mapped};
 
 /// The directory.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct MemoryDisk {
     files: Mutex<BTreeMap<String, Arc<MemoryFile>>>,
     #[cfg(test)]
@@ -17,13 +17,25 @@ pub(crate) struct MemoryDisk {
     durable: Mutex<BTreeMap<String, Arc<MemoryFile>>>,
 }
 
-#[derive(Debug, Default)]
+impl fmt::Debug for MemoryDisk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MemoryDisk").finish_non_exhaustive()
+    }
+}
+
+#[derive(Default)]
 struct MemoryFile {
     bytes: RwLock<Vec<u8>>,
     #[cfg(test)]
     durable: RwLock<Vec<u8>>,
     #[cfg(test)]
     faults: Arc<faults::Faults>,
+}
+
+impl fmt::Debug for MemoryFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MemoryFile").finish_non_exhaustive()
+    }
 }
 
 impl Disk for MemoryDisk {

@@ -256,7 +256,11 @@ impl Sidecar {
     pub(crate) fn is_sound(&self) -> bool {
         *self.sound.get_or_init(|| {
             let bytes = self.bytes();
-            crc32c::crc32c(&bytes[HEADER_BYTES..]) == u32_at(bytes, HEADER_BYTES - 8)
+            let sound = crc32c::crc32c(&bytes[HEADER_BYTES..]) == u32_at(bytes, HEADER_BYTES - 8);
+            if !sound {
+                tracing::error!(base_seq = self.summary.base_seq, "an index file of the log is damaged");
+            }
+            sound
         })
     }
 
