@@ -113,8 +113,6 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(if error.use_stderr() { EXIT_USAGE } else { 0 });
         }
     };
-    // An error means that a provider is installed already, which is as good.
-    let _ = rustls::crypto::ring::default_provider().install_default();
     let outcome = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -142,7 +140,7 @@ async fn run(command: Command) -> Result<(), Failure> {
         Command::Tail(args) => tail::run(*args, &mut out).await,
         Command::Check(args) => check::run(&args, &mut out),
         Command::Doctor(args) => doctor::run(args, clock::system(), &mut out).await,
-        Command::Token(args) => token::run(args, &clock::system(), &mut out),
+        Command::Token(args) => token::run(args, &clock::system(), &mut out, &mut io::stderr()),
         Command::Completions(args) => completions::run(&args, Cli::command(), &mut out),
     }
 }

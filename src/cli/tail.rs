@@ -78,6 +78,26 @@ pub enum From {
 }
 
 impl Args {
+    /// Everything from now on, at `server`.
+    pub fn from_now(server: Url) -> Self {
+        Self {
+            server,
+            token: None,
+            event_type: Vec::new(),
+            iccid: Vec::new(),
+            iccid_prefix: Vec::new(),
+            device_id: Vec::new(),
+            country: Vec::new(),
+            operator: Vec::new(),
+            network_type: Vec::new(),
+            from: None,
+            after: None,
+            since: None,
+            last: None,
+            json: false,
+        }
+    }
+
     /// Filter and start as the query names them.
     fn query(&self) -> (Vec<Param>, Option<Param>) {
         let lists = [
@@ -186,8 +206,10 @@ pub async fn follow(
     }
     loop {
         let end = tokio::select! {
-            end = session(&connector, &mut follow, format, output) => end?,
+            // A gateway that stops together with its reader must not be reported as lost.
+            biased;
             () = stop.cancelled() => return Ok(()),
+            end = session(&connector, &mut follow, format, output) => end?,
         };
         match follow.on_end(end) {
             Next::Stop { message } => return Err(Failure::runtime(message)),
@@ -226,5 +248,7 @@ async fn session(
     }
 }
 
+#[cfg(test)]
+mod gateway_tests;
 #[cfg(test)]
 mod tests;

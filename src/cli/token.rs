@@ -1,4 +1,7 @@
 //! `simcast token new`: makes a token, shows it once, and gives the block that lets it in.
+//!
+//! The block goes to standard output and the token to standard error, so that `>> simcast.toml` adds the one and
+//! never stores the other.
 
 use std::io::Write;
 
@@ -58,7 +61,7 @@ impl From<RoleArg> for Role {
 ///
 /// # Errors
 /// A name or expiry that can't be used, or no randomness.
-pub fn run(args: Args, clock: &SharedClock, out: &mut dyn Write) -> Result<(), Failure> {
+pub fn run(args: Args, clock: &SharedClock, out: &mut dyn Write, err: &mut dyn Write) -> Result<(), Failure> {
     let Command::New(new) = args.command;
     if !crate::config::is_name(&new.name) {
         return Err(Failure::usage("--name takes 1 to 64 characters of A-Z a-z 0-9 _ . -"));
@@ -72,8 +75,10 @@ pub fn run(args: Args, clock: &SharedClock, out: &mut dyn Write) -> Result<(), F
             roles.push(name);
         }
     }
-    writeln!(out, "# The token, shown only now. It goes to whoever reads the stream:\n#   {token}\n#")?;
-    writeln!(out, "# This goes into the gateway's configuration:\n[[auth.tokens]]\nname = {:?}", new.name)?;
+    writeln!(err, "The token, shown only now, for whoever reads the stream:\n\n  {token}\n")?;
+    writeln!(err, "For the gateway's configuration:\n")?;
+    err.flush()?;
+    writeln!(out, "[[auth.tokens]]\nname = {:?}", new.name)?;
     writeln!(out, "sha256 = \"{}\"\nroles = {roles:?}", hex::encode(hash_token(&token)))?;
     if let Some(expires) = expires {
         writeln!(out, "expires = {expires}")?;
@@ -118,19 +123,21 @@ mod tests {
         args: Args,
     }
 
-    fn print(args: &[&str]) -> Result<String, Failure> {
+    /// What goes to standard output and to standard error.
+    fn print(args: &[&str]) -> Result<(String, String), Failure> {
         let clock: SharedClock = Arc::new(TokioClock::starting_at("2026-01-01T00:00:00Z".parse().unwrap()));
         let args = Alone::try_parse_from([&["token", "new"], args].concat()).unwrap().args;
-        let mut out = Vec::new();
-        run(args, &clock, &mut out)?;
-        Ok(String::from_utf8(out).unwrap())
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        run(args, &clock, &mut out, &mut err)?;
+        Ok((String::from_utf8(out).unwrap(), String::from_utf8(err).unwrap()))
     }
 
     #[tokio::test]
     async fn what_is_printed_can_be_pasted_and_lets_the_token_in() {
-        let text =
+        let (text, told) =
             print(&["--name", "dash", "--role", "read,admin", "--role", "read", "--expires", "90d"]).unwrap();
-        let token = text.lines().nth(1).unwrap().trim_start_matches('#').trim();
+        let token = told.lines().map(str::trim).find(|line| line.starts_with("sct_")).unwrap();
+        assert!(!text.contains("sct_"), "{text}");
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("simcast.toml");
         std::fs::write(&file, format!("[upstream]\nbase_url = \"https://x\"\napi_key = \"k\"\n{text}"))

@@ -46,6 +46,8 @@ impl Connector {
         }
         let mut url = server.clone();
         url.set_path(&format!("{}/v1/events/ws", server.path().trim_end_matches('/')));
+        // An error means that a provider is installed already, which is as good.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let mut builder = reqwest::Client::builder()
             .user_agent(concat!("simcast-tail/", env!("CARGO_PKG_VERSION")))
             .http1_only()

@@ -23,6 +23,9 @@ const HEARTBEATS_MISSED: u32 = 3;
 /// A parameter of the query: name and value.
 pub type Param = (&'static str, String);
 
+/// What to do about a refusal for want of a token.
+const NEEDS_TOKEN: &str = "; give --token or set SIMCAST_TOKEN";
+
 /// Something to print.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Shown {
@@ -239,13 +242,16 @@ impl Follow {
     pub fn on_end(&mut self, end: End) -> Next {
         let (what, after) = match end {
             End::Closed { code: Some(code @ 4400..=4499), reason } => {
-                return Next::Stop { message: format!("the gateway closed for good ({code}): {reason}") };
+                let hint = if matches!(code, 4401 | 4408) { NEEDS_TOKEN } else { "" };
+                return Next::Stop {
+                    message: format!("the gateway closed for good ({code}): {}{hint}", said(&reason)),
+                };
             }
             End::Closed { code: Some(code @ 4200..=4299), .. } if self.progressed => {
                 (format!("the gateway asks to reconnect ({code})"), self.spread())
             }
             End::Closed { code: Some(code), reason } => {
-                (format!("the gateway closed ({code}) {}", reason.trim()), self.back_off())
+                (format!("the gateway closed ({code}) {}", said(&reason)), self.back_off())
             }
             End::Closed { code: None, .. } => ("the connection was closed".to_owned(), self.back_off()),
             End::Refused { status, message, retry_after } if is_passing(status) => {
@@ -253,7 +259,8 @@ impl Follow {
                 (format!("the gateway refuses for now ({status}): {message}"), self.back_off().max(wish))
             }
             End::Refused { status, message, .. } => {
-                return Next::Stop { message: format!("the gateway refuses ({status}): {message}") };
+                let hint = if status == 401 { NEEDS_TOKEN } else { "" };
+                return Next::Stop { message: format!("the gateway refuses ({status}): {message}{hint}") };
             }
             End::Broken(why) => (why, self.back_off()),
             End::Silent => ("nothing came for too long".to_owned(), self.back_off()),
@@ -276,6 +283,13 @@ impl Follow {
     fn spread(&mut self) -> Duration {
         self.drain_spread.mul_f64(self.rng.f64())
     }
+}
+
+/// What a close frame says: the gateway's are JSON with a code, and a message where there is room.
+fn said(reason: &str) -> String {
+    let parsed: Value = serde_json::from_str(reason).unwrap_or_default();
+    let text = parsed["message"].as_str().or_else(|| parsed["code"].as_str());
+    text.unwrap_or(reason).trim().to_owned()
 }
 
 /// Whether an HTTP refusal may be answered otherwise later.
@@ -367,12 +381,13 @@ mod tests {
     #[test]
     fn close_codes_say_whether_to_come_back() {
         let closed = |code| End::Closed { code, reason: "why".into() };
-        for code in [4400, 4401, 4403, 4408] {
-            assert_eq!(
-                follow().on_end(closed(Some(code))),
-                Next::Stop { message: format!("the gateway closed for good ({code}): why") }
-            );
+        for (code, hint) in [(4400, ""), (4401, NEEDS_TOKEN), (4403, ""), (4408, NEEDS_TOKEN)] {
+            let message = format!("the gateway closed for good ({code}): why{hint}");
+            assert_eq!(follow().on_end(closed(Some(code))), Next::Stop { message });
         }
+        let coded = End::Closed { code: Some(4403), reason: r#"{"code":"forbidden"}"#.into() };
+        let message = "the gateway closed for good (4403): forbidden".to_owned();
+        assert_eq!(follow().on_end(coded), Next::Stop { message });
         for code in [Some(4301), Some(4302), Some(4308), Some(1000), Some(1011), None] {
             let mut follow = follow();
             follow.on_text(r#"{"type":"bookmark","cursor":"c1"}"#).unwrap();
@@ -399,7 +414,8 @@ mod tests {
     fn refusals_stop_or_wait() {
         let refused = |status, retry_after| End::Refused { status, message: "m".into(), retry_after };
         for status in [400, 401, 403, 404, 410, 200, 302] {
-            let stop = Next::Stop { message: format!("the gateway refuses ({status}): m") };
+            let hint = if status == 401 { NEEDS_TOKEN } else { "" };
+            let stop = Next::Stop { message: format!("the gateway refuses ({status}): m{hint}") };
             assert_eq!(follow().on_end(refused(status, None)), stop);
         }
         for status in [429, 502, 503] {

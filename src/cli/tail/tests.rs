@@ -72,20 +72,12 @@ async fn play(scene: Scene, mut stream: TcpStream, log: &Seen) {
 
 fn args(server: Url) -> Args {
     Args {
-        server,
         token: Some("sct_secret".into()),
         event_type: vec!["connection".into(), "disconnection".into()],
-        iccid: vec![],
-        iccid_prefix: vec![],
-        device_id: vec![],
         country: vec!["NO & SE".into()],
-        operator: vec![],
-        network_type: vec![],
         from: Some(From::Earliest),
-        after: None,
-        since: None,
-        last: None,
         json: true,
+        ..Args::from_now(server)
     }
 }
 
@@ -121,7 +113,12 @@ async fn it_resumes_where_it_was_and_stops_when_told() {
     .await;
     let (ended, out, err) = tail(&args(url)).await;
     assert_eq!(out, "{\"id\":\"a\"}\n{\"id\":\"b\"}\n{\"id\":\"c\"}\n");
-    assert_eq!(ended, Err(Failure::runtime("the gateway closed for good (4401): the reason")));
+    assert_eq!(
+        ended,
+        Err(Failure::runtime(
+            "the gateway closed for good (4401): the reason; give --token or set SIMCAST_TOKEN"
+        ))
+    );
     let filter = "event_type=connection&event_type=disconnection&country=NO+%26+SE";
     let target = |start: &str| format!("/v1/events/ws?{filter}&{start}");
     let seen = seen.lock();
