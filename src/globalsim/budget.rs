@@ -171,7 +171,7 @@ pub struct Usage {
     pub waiting: [u32; 6],
     /// `allowance` over `requests_per_minute`: below 1 after a 429.
     pub factor: f64,
-    /// How long nothing is sent at all, since upstream asked for it.
+    /// How long nothing is sent at all, since upstream asked for it or the journal can't be written.
     pub paused_for: Option<Duration>,
     /// Why the journal could not be written, where it could not; nothing is sent meanwhile.
     pub journal_error: Option<String>,

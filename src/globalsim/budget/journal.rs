@@ -167,6 +167,13 @@ impl Journal {
         self.note(index, State::Answered, class)
     }
 
+    /// Makes every later write fail, or work again.
+    #[cfg(test)]
+    pub fn set_writable(&mut self, path: &Path, writable: bool) -> io::Result<()> {
+        self.file = OpenOptions::new().read(true).write(writable).open(path)?;
+        Ok(())
+    }
+
     fn note(&mut self, index: u32, state: State, class: Option<Class>) -> io::Result<()> {
         let (wall, uptime) = self.times();
         let mut record = [0; RECORD_BYTES];

@@ -18,7 +18,7 @@ pub(super) struct Table {
     held: VecDeque<(Instant, u32)>,
     used: [u32; 6],
     used_total: u32,
-    journal: Option<Journal>,
+    pub journal: Option<Journal>,
 }
 
 impl Table {

@@ -398,3 +398,29 @@ async fn a_takeover_may_count_everything_as_spent() {
     gate.acquire(Class::Tail).await.finish();
     assert!(started.elapsed() >= MINUTE, "{:?}", started.elapsed());
 }
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_sent_that_can_not_be_noted() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("journal");
+    let gate = Gate::open_on(config(100, Some(&path)), clock(), boot(1)).unwrap();
+    let writable = |yes: bool| {
+        let mut state = gate.0.state.lock();
+        state.table.journal.as_mut().unwrap().set_writable(&path, yes).unwrap();
+    };
+    writable(false);
+    assert!(gate.try_acquire(Class::Tail).is_none());
+    let usage = gate.usage();
+    assert!(usage.journal_error.is_some() && usage.used_total == 0, "{usage:?}");
+    let waiter = tokio::spawn({
+        let gate = gate.clone();
+        async move { gate.acquire(Class::Tail).await }
+    });
+    sleep(Duration::from_secs(10)).await;
+    assert!(!waiter.is_finished());
+    writable(true);
+    let slot = waiter.await.unwrap();
+    let usage = gate.usage();
+    assert_eq!((usage.journal_error, usage.used_total), (None, 1));
+    slot.finish();
+}
