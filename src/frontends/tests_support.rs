@@ -3,7 +3,7 @@
 use std::{collections::HashMap, sync::Arc};
 
 use ::http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header};
-use axum::{Router, body::Body};
+use axum::{Router, body::Body, response::Response};
 use http_body_util::BodyExt;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
@@ -146,8 +146,10 @@ impl Fixture {
         self.context.hub.log().get(seq).unwrap().unwrap()
     }
 
+    /// The public listener's router, all of it.
     pub(crate) fn http(&self) -> Router {
-        super::http::router(self.context.clone(), Router::new(), Router::new())
+        let context = || self.context.clone();
+        super::http::router(context(), websocket::routes(context()), sse::routes(context()))
     }
 }
 
@@ -184,6 +186,19 @@ pub(crate) async fn send_body(
     headers: &[(&str, &str)],
     body: &str,
 ) -> Answer {
+    let (parts, body) = respond(router, method, target, headers, body).await.into_parts();
+    let bytes = body.collect().await.unwrap().to_bytes();
+    Answer { status: parts.status, headers: parts.headers, text: String::from_utf8(bytes.to_vec()).unwrap() }
+}
+
+/// The answer with its body unread: that of a stream has no end.
+pub(crate) async fn respond(
+    router: &Router,
+    method: &str,
+    target: &str,
+    headers: &[(&str, &str)],
+    body: &str,
+) -> Response {
     let mut request = Request::builder().method(Method::from_bytes(method.as_bytes()).unwrap()).uri(target);
     let given: HashMap<_, _> = headers.iter().copied().collect();
     if !given.contains_key("host") {
@@ -193,10 +208,7 @@ pub(crate) async fn send_body(
         request = request.header(*name, HeaderValue::from_str(value).unwrap());
     }
     let request = request.body(Body::from(body.to_owned())).unwrap();
-    let response = router.clone().oneshot(request).await.unwrap();
-    let (parts, body) = response.into_parts();
-    let bytes = body.collect().await.unwrap().to_bytes();
-    Answer { status: parts.status, headers: parts.headers, text: String::from_utf8(bytes.to_vec()).unwrap() }
+    router.clone().oneshot(request).await.unwrap()
 }
 
 pub(crate) async fn get(router: &Router, target: &str) -> Answer {

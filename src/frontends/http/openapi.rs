@@ -130,8 +130,13 @@ fn responses(route: &Route) -> Value {
         shown["content"] = json!({success.content_type: {"schema": schema}});
     }
     let mut responses = Map::from_iter([(success.status.to_string(), shown)]);
+    let upgrade = success.status == StatusCode::SWITCHING_PROTOCOLS.as_u16();
+    if upgrade {
+        let wanted = json!({"description": "The request does not ask for a WebSocket."});
+        responses.insert(StatusCode::UPGRADE_REQUIRED.as_u16().to_string(), wanted);
+    }
     let mut by_status: BTreeMap<u16, Vec<&str>> = BTreeMap::new();
-    let auth = if route.access == Access::Public { &[][..] } else { AUTH_ERRORS };
+    let auth = if upgrade || route.access == Access::Public { &[][..] } else { AUTH_ERRORS };
     for code in COMMON_ERRORS.iter().chain(auth).chain(route.errors) {
         by_status.entry(code.wire().http).or_default().push(code.as_str());
     }

@@ -164,12 +164,15 @@ const STREAMED: &[Parameter] = &[
 
 const WEBSOCKET: &[Parameter] = &[parameter(
     "subscribe",
-    Kind::OptionalChoice(&["none"]),
-    "Without it the URL's filter and start open the subscription `default`.",
+    Kind::Choice(&["default", "none"]),
+    "Whether the URL's filter and start open the subscription `default`.",
 )];
 
-const SSE: &[Parameter] =
-    &[parameter("named", Kind::OptionalChoice(&["1"]), "Adds an `event:` line with the event type.")];
+const SSE: &[Parameter] = &[parameter(
+    "named",
+    Kind::Choice(&["0", "1", "false", "true"]),
+    "Adds an `event:` line with the event type.",
+)];
 
 const ID: &[Parameter] = &[parameter("id", Kind::Path, "The event's `id`.")];
 
@@ -204,6 +207,19 @@ pub const TABLE: &[Route] = &[
         success: answer(200, "", "OpenAPI 3.1."),
         errors: &[],
         handler: Some(|| get(openapi::serve)),
+    },
+    Route {
+        method: "get",
+        path: "/asyncapi.json",
+        id: "asyncapi",
+        access: Access::Public,
+        summary: "The WebSocket messages",
+        description: "AsyncAPI.",
+        parameters: &[],
+        body: false,
+        success: answer(200, "", "AsyncAPI 3.0."),
+        errors: &[],
+        handler: None,
     },
     Route {
         method: "get",
@@ -249,12 +265,14 @@ pub const TABLE: &[Route] = &[
         id: "streamWebSocket",
         access: Access::Own,
         summary: "Live events over WebSocket",
-        description: "Subprotocol `simcast.v1.json` (optional). One JSON object per text frame. The token comes by \
-                      header, by subprotocol `bearer.<base64url token>`, by first message or as a ticket.",
+        description: "Subprotocol `simcast.v1.json` (optional). One JSON object per text frame; the messages are in \
+                      `/asyncapi.json`. The token comes by header, by subprotocol `bearer.<base64url token>`, by \
+                      first message or as a ticket. Since browsers show nothing of a refused upgrade, whatever a \
+                      client could act on completes it, is said in an `error` message and closes the connection.",
         parameters: &[FILTER, START, STREAMED, WEBSOCKET],
         body: false,
         success: Success { status: 101, content_type: "", schema: "", description: "Switched to WebSocket." },
-        errors: &[Code::InvalidParameter, Code::InvalidFilter, Code::InvalidStart, Code::ConnectionLimit],
+        errors: &[],
         handler: None,
     },
     Route {

@@ -12,8 +12,11 @@ use crate::{
     event::{Cursor, FieldPolicy, policy::FieldRule},
     frontends::{
         registry,
-        tests_support::{Answer, Fixture, ICCIDS, Sample, at, filter, get, get_as, send, send_body, token},
+        tests_support::{
+            Answer, Fixture, ICCIDS, Sample, at, filter, get, get_as, respond, send, send_body, token,
+        },
     },
+    hub, log,
 };
 
 fn filled() -> Fixture {
@@ -165,17 +168,38 @@ async fn a_cursor_of_another_log_is_gone_and_says_what_is_kept() {
     }
 }
 
-#[test]
-fn an_expired_cursor_is_410_with_what_is_kept() {
-    let cursor = |seq| Cursor { incarnation: 7, seq, tag: 0 };
-    let error = ApiError::from(crate::hub::Error::Expired {
-        oldest: cursor(4),
-        newest: cursor(9),
-        reason: crate::event::GapReason::Retention,
+#[tokio::test]
+async fn a_cursor_older_than_what_is_kept_is_gone_unless_asked_otherwise() {
+    let options = log::Options {
+        incarnation: 7,
+        segment_bytes: 3_000,
+        retention_bytes: 6_000,
+        recent_bytes: 1_500,
+        ..log::Options::default()
+    };
+    let fixture = Fixture::with(vec![], |parts| {
+        parts.hub = hub::Hub::new(hub::Config::default(), Arc::new(log::Log::in_memory_with(options)));
     });
-    assert_eq!((error.code, error.code.status().as_u16()), (Code::CursorExpired, 410));
-    let range = error.range.unwrap();
-    assert_eq!((range.oldest, range.newest), (cursor(4), cursor(9)));
+    for n in 0..40 {
+        fixture.append(&[Sample::new(&format!("evt_{n}"), "connection", ICCIDS[0], n)]);
+    }
+    let old = fixture.stored(1).cursor(7);
+    fixture.context.hub.log().maintain(at(60)).unwrap();
+    let first = fixture.context.hub.log().bounds().first_seq;
+    assert!(first > 2, "nothing was removed");
+    let router = fixture.http();
+    let answer = get(&router, &format!("/v1/events?after={old}")).await;
+    assert_eq!((answer.status.as_u16(), answer.error().1.as_str()), (410, "cursor_expired"));
+    let oldest = answer.json()["error"]["oldest"].as_str().unwrap().to_owned();
+    let first_id = format!("evt_{}", first - 1);
+    let page = get(&router, &format!("/v1/events?after={oldest}")).await.json();
+    assert_eq!(page["events"][0]["id"], first_id);
+    let page = get(&router, &format!("/v1/events?after={old}&on_expired=earliest")).await.json();
+    assert_eq!(page["events"][0]["id"], first_id);
+    assert_eq!((&page["gap"]["reason"], &page["gap"]["lost"]), (&json!("retention"), &json!(first - 2)));
+    let page = get(&router, &format!("/v1/events?after={old}&on_expired=latest")).await.json();
+    assert_eq!((page["events"].as_array().unwrap().len(), &page["caught_up"]), (0, &json!(true)));
+    assert_eq!(get(&router, "/v1/events/evt_0").await.status.as_u16(), 404);
 }
 
 #[tokio::test]
@@ -189,7 +213,7 @@ async fn tokens_and_roles_are_asked_for() {
     ]);
     let router = fixture.http();
     let of = |access| routes::TABLE.iter().filter(move |route| route.access == access);
-    assert!(of(Access::Public).map(|route| route.path).eq(["/", "/openapi.json"]));
+    assert!(of(Access::Public).map(|route| route.path).eq(["/", "/openapi.json", "/asyncapi.json"]));
     assert!(of(Access::Own).map(|route| route.path).eq(["/v1/events/ws", "/v1/events/sse"]));
     for route in routes::TABLE.iter().filter(|route| route.handler.is_some()) {
         let method = route.method.to_uppercase();
