@@ -11,6 +11,9 @@ pub mod socket;
 
 mod connection;
 
+#[cfg(test)]
+pub(crate) mod testing;
+
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::Router;

@@ -159,3 +159,6 @@ fn set_cookie(session: &CookieSession) -> Option<HeaderValue> {
     value.set_sensitive(true);
     Some(value)
 }
+
+#[cfg(test)]
+mod tests;

@@ -78,3 +78,6 @@ fn routes_with(context: Context, timing: Timing) -> Router {
         .with_state(shared)
         .route("/asyncapi.json", get(move || std::future::ready(Json(document.clone()))))
 }
+
+#[cfg(test)]
+mod tests;

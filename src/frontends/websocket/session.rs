@@ -257,7 +257,8 @@ impl Session {
 
     async fn end(self: Box<Self>, end: End) {
         let cursor = self.last_cursor();
-        let Self { wire, shared, guard, .. } = *self;
+        let Self { wire, shared, guard, subs, .. } = *self;
+        drop(subs);
         let (limit, stop) = (shared.timing.close, &shared.context.stop);
         let (code, reason) = match end {
             End::Gone => return wire.reset(),
