@@ -53,12 +53,13 @@ pub const COOKIE: &str = "simcast_session";
 const LAST_EVENT_ID: &str = "last-event-id";
 
 /// What the streams share.
-#[derive(Debug)]
 struct Shared {
     context: Context,
     slots: Slots,
     /// Within which time of a drain streams are ended.
     drain: Duration,
+    /// Events written, of all streams.
+    delivered: metrics::Counter,
 }
 
 /// The route.
@@ -67,7 +68,8 @@ pub fn routes(context: Context) -> Router {
 }
 
 fn routes_with(context: Context, drain: Duration) -> Router {
-    let shared = Arc::new(Shared { context, slots: Slots::default(), drain });
+    let delivered = metrics::counter!("simcast_events_delivered_total", "kind" => Kind::Sse.as_str());
+    let shared = Arc::new(Shared { context, slots: Slots::default(), drain, delivered });
     Router::new().route("/v1/events/sse", get(open)).with_state(shared)
 }
 

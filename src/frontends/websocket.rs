@@ -31,6 +31,7 @@ use axum::{
 use super::{
     Context,
     drain::{self, Slots},
+    registry::Kind,
 };
 
 /// Times that are not for operators to choose; tests shorten them.
@@ -58,11 +59,12 @@ impl Default for Timing {
 }
 
 /// What the connections share.
-#[derive(Debug)]
 struct Shared {
     context: Context,
     timing: Timing,
     slots: Slots,
+    /// Events written, of all connections.
+    delivered: metrics::Counter,
 }
 
 /// The routes: the upgrade and `/asyncapi.json`.
@@ -72,7 +74,8 @@ pub fn routes(context: Context) -> Router {
 
 fn routes_with(context: Context, timing: Timing) -> Router {
     let document = asyncapi::document(&context.limits);
-    let shared = Arc::new(Shared { context, timing, slots: Slots::default() });
+    let delivered = metrics::counter!("simcast_events_delivered_total", "kind" => Kind::WebSocket.as_str());
+    let shared = Arc::new(Shared { context, timing, slots: Slots::default(), delivered });
     Router::new()
         .route("/v1/events/ws", on(MethodFilter::GET, handshake::upgrade))
         .with_state(shared)

@@ -30,6 +30,10 @@ use super::Deadlines;
 const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(10));
 /// How much longer than the write deadline the kernel waits for acknowledgements: the peer is then gone, not slow.
 const USER_TIMEOUT_SLACK: Duration = Duration::from_secs(10);
+/// Bytes of one connection that the kernel may hold unsent: one message. Without it a slow client's buffer grows to
+/// megabytes, and what it reads at last is old.
+#[cfg(target_os = "linux")]
+const UNSENT_MAX: u32 = 256 * 1024;
 
 /// The wire, plain or encrypted.
 #[derive(Debug)]
@@ -65,7 +69,10 @@ pub fn prepare(tcp: &TcpStream, deadlines: &Deadlines) -> io::Result<()> {
     let keepalive = TcpKeepalive::new().with_time(KEEPALIVE.0).with_interval(KEEPALIVE.1);
     socket.set_tcp_keepalive(&keepalive)?;
     #[cfg(target_os = "linux")]
-    socket.set_tcp_user_timeout(Some(deadlines.write + USER_TIMEOUT_SLACK))?;
+    {
+        socket.set_tcp_user_timeout(Some(deadlines.write + USER_TIMEOUT_SLACK))?;
+        socket.set_tcp_notsent_lowat(UNSENT_MAX)?;
+    }
     Ok(())
 }
 

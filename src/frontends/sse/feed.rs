@@ -127,6 +127,7 @@ impl Feed {
             Delivery::Batch(batch) => {
                 self.handle.add_delivered(u64::from(batch.count));
                 self.handle.set_position(batch.cursor.seq);
+                self.shared.delivered.increment(u64::from(batch.count));
                 Some(Some(batch.bytes))
             }
             Delivery::CaughtUp(cursor) => {

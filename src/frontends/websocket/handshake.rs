@@ -109,10 +109,10 @@ fn accept_key(headers: &HeaderMap) -> Result<HeaderValue, Box<Response>> {
     }
     let key = headers.get(header::SEC_WEBSOCKET_KEY).map(HeaderValue::as_bytes).unwrap_or_default();
     let decoded = base64::engine::general_purpose::STANDARD.decode(key);
-    if decoded.is_ok_and(|nonce| nonce.len() == 16) {
-        if let Ok(accept) = HeaderValue::from_str(&derive_accept_key(key)) {
-            return Ok(accept);
-        }
+    if decoded.is_ok_and(|nonce| nonce.len() == 16)
+        && let Ok(accept) = HeaderValue::from_str(&derive_accept_key(key))
+    {
+        return Ok(accept);
     }
     Err(refuse("Sec-WebSocket-Key is 16 bytes in base64"))
 }

@@ -165,10 +165,10 @@ impl Session {
                 return end;
             }
             // Pongs go out between frames, and nothing is sent while a frame is under way.
-            if !self.wire.is_clear() {
-                if let Err(end) = Box::pin(self.flush()).await {
-                    return end;
-                }
+            if !self.wire.is_clear()
+                && let Err(end) = Box::pin(self.flush()).await
+            {
+                return end;
             }
         }
     }
@@ -203,6 +203,7 @@ impl Session {
         sub.sent = Instant::now();
         sub.handle.add_delivered(u64::from(batch.count));
         sub.handle.set_position(batch.cursor.seq);
+        self.shared.delivered.increment(u64::from(batch.count));
         Ok(())
     }
 
@@ -275,6 +276,7 @@ impl Session {
                 (Code::Slow.close().unwrap_or(close::PROTOCOL), Code::Slow.as_str())
             }
         };
+        metrics::counter!("simcast_websocket_closes_total", "code" => code.to_string()).increment(1);
         let reason = messages::close_reason(reason, cursor);
         tokio::select! {
             () = wire.close(code, &reason, limit) => {}

@@ -43,6 +43,9 @@ const PREFIX_MAX: usize = 192;
 /// How long a peer may take to answer a close frame.
 const LINGER: Duration = Duration::from_secs(1);
 
+/// Bytes of a close frame's reason (RFC 6455, section 5.5).
+const REASON_MAX: usize = 123;
+
 const TEXT: u8 = 0x81;
 const CLOSE: u8 = 0x88;
 const PING: u8 = 0x89;
@@ -99,6 +102,8 @@ pub(super) struct Wire {
     pending: Option<Box<Pending>>,
     /// Written but not flushed: only TLS keeps bytes back.
     unflushed: bool,
+    /// All that was read has been handed out, and the socket had no more.
+    drained: bool,
 }
 
 impl Wire {
@@ -118,7 +123,7 @@ impl Wire {
             .max_message_size(Some(message_bytes))
             .max_frame_size(Some(message_bytes));
         let context = WebSocketContext::from_partially_read(read, Role::Server, Some(config));
-        Self { io, context, control: Vec::new(), pending: None, unflushed: false }
+        Self { io, context, control: Vec::new(), pending: None, unflushed: false, drained: false }
     }
 
     /// Changes how long a message may be.
@@ -131,8 +136,17 @@ impl Wire {
 
     /// The next message. After anything but `Text`, `Binary` and `Control` nothing more comes.
     pub(super) fn poll_incoming(&mut self, cx: &mut Context<'_>) -> Poll<Incoming> {
+        // tungstenite clears its buffer before each read; most wake-ups are for something to write.
+        if let (true, Io::Direct { wire: socket::Wire::Plain(tcp), .. }) = (self.drained, &self.io)
+            && tcp.poll_read_ready(cx).is_pending()
+        {
+            return Poll::Pending;
+        }
         let mut adapter = Adapter { io: &mut self.io, control: &mut self.control, cx };
-        match self.context.read(&mut adapter) {
+        let read = self.context.read(&mut adapter);
+        self.drained =
+            matches!(&read, Err(tungstenite::Error::Io(e)) if e.kind() == io::ErrorKind::WouldBlock);
+        match read {
             Ok(Message::Text(text)) => Poll::Ready(Incoming::Text(text)),
             Ok(Message::Binary(_)) => Poll::Ready(Incoming::Binary),
             Ok(Message::Close(_)) => {
@@ -144,7 +158,7 @@ impl Wire {
                 let _ = self.context.flush(&mut adapter);
                 Poll::Ready(Incoming::Control)
             }
-            Err(tungstenite::Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => Poll::Pending,
+            Err(_) if self.drained => Poll::Pending,
             Err(tungstenite::Error::Capacity(_)) => Poll::Ready(Incoming::TooLarge),
             Err(tungstenite::Error::Utf8(_)) => Poll::Ready(Incoming::NotUtf8),
             Err(tungstenite::Error::Protocol(ProtocolError::ResetWithoutClosingHandshake)) => {
@@ -269,11 +283,11 @@ impl Wire {
     }
 
     /// Ends the connection: finishes the frame under way, says why, waits for the peer to go. Where that does not
-    /// succeed within `limit` the connection is reset. `reason` is cut to what a close frame holds.
+    /// succeed within `limit` the connection is reset. `reason` is ASCII and cut to what a close frame holds.
     pub(super) async fn close(mut self, code: u16, reason: &str, limit: Duration) {
         let said = timeout(limit, async {
             self.flush(limit).await?;
-            let reason = &reason.as_bytes()[..reason.floor_char_boundary(123)];
+            let reason = &reason.as_bytes()[..reason.len().min(REASON_MAX)];
             self.control.extend_from_slice(&[CLOSE, 2 + reason.len() as u8]);
             self.control.extend_from_slice(&code.to_be_bytes());
             self.control.extend_from_slice(reason);
