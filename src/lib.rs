@@ -19,6 +19,7 @@
 //! | [`app`] | composition root, for `main` and for tests |
 //! | [`cli`] | one file per subcommand |
 
+pub mod app;
 pub mod auth;
 pub mod bus;
 pub mod cli;

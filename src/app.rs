@@ -1,0 +1,250 @@
+//! The composition root: a checked configuration becomes a running gateway. `main` and the tests use the same one.
+//!
+//! What can fail is done first and in this order: ports, data directory, upstream's key. A gateway that returns from
+//! [`start`] has all its listeners bound; upstream being away is not a reason to refuse, since what is stored can be
+//! read all the same.
+
+use std::{net::SocketAddr, path::Path, sync::Arc};
+
+use jiff::SignedDuration;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    auth::{Auth, CookieSessions, Tickets},
+    bus::{
+        Bus,
+        embedded::{self, Embedded},
+    },
+    clock::SharedClock,
+    config::{self, Config},
+    frontends::{
+        self, Context, Limits, Parts, Registry, WebConfig,
+        listener::{BindError, Deadlines, Listener, Protocol, Serve},
+    },
+    globalsim::{
+        budget::{BudgetConfig, BudgetError, Gate},
+        client::{self, Client},
+    },
+    hub::{self, Hub},
+    ingest::{self, Ingest},
+    lifecycle::{Ended, Lifecycle},
+    observability::Metrics,
+};
+
+/// Name of the budget journal in the data directory.
+const BUDGET_JOURNAL: &str = "budget.journal";
+
+/// Why a gateway does not start. Each says what to do about it.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// An address is taken or not ours.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// The data directory can't be used.
+    #[error(transparent)]
+    Data(#[from] embedded::OpenError),
+    /// The request budget can't be kept.
+    #[error(transparent)]
+    Budget(#[from] BudgetError),
+    /// The upstream client can't be built.
+    #[error("upstream: {0}")]
+    Upstream(#[from] crate::globalsim::error::Error),
+    /// gRPC reflection can't be built.
+    #[error(transparent)]
+    Grpc(#[from] frontends::grpc::ReflectionError),
+    /// The thread for blocking work died.
+    #[error("start-up was interrupted: {0}")]
+    Interrupted(#[from] tokio::task::JoinError),
+}
+
+/// A gateway that runs.
+#[derive(Debug)]
+pub struct Running {
+    /// REST, SSE, WebSocket.
+    pub http: SocketAddr,
+    /// gRPC and grpc-web.
+    pub grpc: SocketAddr,
+    /// Health and metrics.
+    pub admin: SocketAddr,
+    /// To drain or stop it.
+    pub lifecycle: Lifecycle,
+    /// Where its events are; for tests and embedders.
+    pub bus: Arc<dyn Bus>,
+    client: Client,
+}
+
+impl Running {
+    /// What SIGHUP does: reads the API key file again.
+    pub fn reloader(&self) -> impl Fn() + Send + Sync + 'static {
+        let client = self.client.clone();
+        move || match client.reload_key() {
+            Ok(changed) => tracing::info!(changed, "the upstream API key was read again"),
+            Err(error) => tracing::error!(%error, "the upstream API key was not reloaded; the old one stays"),
+        }
+    }
+
+    /// Waits for a drain and for everything to end, then closes the log.
+    pub async fn join(self) -> Ended {
+        let ended = self.lifecycle.join().await;
+        self.bus.shutdown().await;
+        ended
+    }
+}
+
+/// Starts a gateway.
+///
+/// # Errors
+/// [`StartError`]; nothing of the gateway is left running then.
+pub async fn start(config: Config, clock: SharedClock, metrics: Metrics) -> Result<Running, StartError> {
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
+    let http = Listener::bind(config.http.listen, "http.listen")?;
+    let grpc = Listener::bind(config.grpc.listen, "grpc.listen")?;
+    let admin = Listener::bind(config.admin.listen, "admin.listen")?;
+
+    let bus_config = bus_config(&config);
+    let bus_clock = clock.clone();
+    let opened = tokio::task::spawn_blocking(move || Embedded::open(bus_config, bus_clock));
+    let bus: Arc<dyn Bus> = opened.await??;
+    let gate = Gate::open(budget_config(&config.upstream, &config.embedded.path), clock.clone())?;
+    let client = Client::new(client_config(&config.upstream), gate.clone(), clock.clone())?;
+
+    let lifecycle = Lifecycle::new();
+    let hub = Hub::new(hub::Config::default(), bus.log().clone());
+    let ingest = Ingest::new(
+        ingest_config(&config),
+        client.clone(),
+        gate,
+        bus.clone(),
+        clock.clone(),
+        fastrand::u64(..),
+    );
+    let limits = limits(&config.limits);
+    let web = WebConfig {
+        listen: vec![http.local_addr(), grpc.local_addr()],
+        allowed_hosts: config.http.allowed_hosts.clone(),
+        allowed_origins: config.http.allowed_origins.clone(),
+    };
+    let context = Context::new(Parts {
+        hub: hub.clone(),
+        bus: bus.clone(),
+        status: ingest.status(),
+        auth: Arc::new(Auth::new(config.auth.clone(), clock.clone())),
+        tickets: Arc::new(Tickets::new(clock.clone())),
+        sessions: Arc::new(CookieSessions::new(clock.clone())),
+        clock: clock.clone(),
+        registry: Registry::new(&limits, clock.clone()),
+        limits: limits.clone(),
+        web,
+        draining: lifecycle.draining.clone(),
+        stop: lifecycle.stop.clone(),
+        source: config.upstream.name.as_str().into(),
+        started_at: clock.now(),
+    });
+    let grpc_config = frontends::grpc::Config { reflection: config.grpc.reflection };
+    let routers = (
+        frontends::http::router(
+            context.clone(),
+            frontends::websocket::routes(context.clone()),
+            frontends::sse::routes(context.clone()),
+        ),
+        frontends::grpc::router(context.clone(), grpc_config)?,
+        frontends::admin::router(context, metrics.clone()),
+    );
+
+    let running = Running {
+        http: http.local_addr(),
+        grpc: grpc.local_addr(),
+        admin: admin.local_addr(),
+        lifecycle: lifecycle.clone(),
+        bus,
+        client,
+    };
+    let serve = |router, protocol| Serve {
+        router,
+        protocol,
+        deadlines: Deadlines::default(),
+        connections: limits.connections,
+        tls: None,
+        draining: lifecycle.draining.clone(),
+        stop: lifecycle.stop.clone(),
+    };
+    lifecycle.spawn("hub", hub.run(lifecycle.stop.clone()));
+    lifecycle.spawn("http listener", http.serve(serve(routers.0, Protocol::Http1)));
+    lifecycle.spawn("grpc listener", grpc.serve(serve(routers.1, Protocol::Http2AndHttp1)));
+    lifecycle.spawn("admin listener", admin.serve(serve(routers.2, Protocol::Http1)));
+    lifecycle.spawn("metrics upkeep", until(lifecycle.stop.clone(), metrics.upkeep()));
+    lifecycle.spawn("poller", poll(ingest, lifecycle.clone()));
+    tracing::info!(http = %running.http, grpc = %running.grpc, admin = %running.admin, "listening");
+    Ok(running)
+}
+
+async fn poll(ingest: Ingest, lifecycle: Lifecycle) {
+    if let Err(error) = ingest.run(lifecycle.draining.clone()).await {
+        lifecycle.fail(format!("the poller gave up: {error}"));
+    }
+}
+
+async fn until(stop: CancellationToken, task: impl Future<Output = ()>) {
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = task => {}
+    }
+}
+
+fn bus_config(config: &Config) -> embedded::Config {
+    embedded::Config {
+        path: Some(config.embedded.path.clone()),
+        late_after: SignedDuration::try_from(config.ingest.late_after).unwrap_or(SignedDuration::MAX),
+        retention_days: config.embedded.retention_days,
+        retention_bytes: config.embedded.retention_bytes,
+        ..embedded::Config::default()
+    }
+}
+
+/// The budget of an upstream, its journal beside the log: what a restart must know lies where the rest lies.
+pub fn budget_config(upstream: &config::Upstream, data: &Path) -> BudgetConfig {
+    BudgetConfig {
+        requests_per_minute: upstream.requests_per_minute,
+        limit_per_minute: upstream.limit_per_minute,
+        journal: Some(data.join(BUDGET_JOURNAL)),
+    }
+}
+
+/// The client of an upstream; `doctor` asks with the same one.
+pub fn client_config(upstream: &config::Upstream) -> client::Config {
+    client::Config {
+        name: upstream.name.clone(),
+        auth: upstream.auth,
+        ..client::Config::new(upstream.base_url.clone(), upstream.api_key.clone())
+    }
+}
+
+fn ingest_config(config: &Config) -> ingest::Config {
+    let upstream = &config.upstream;
+    ingest::Config {
+        name: upstream.name.clone(),
+        backfill_days: upstream.backfill_days,
+        details: match upstream.details {
+            config::Details::Wait => ingest::DetailsMode::Wait,
+            config::Details::Follow => ingest::DetailsMode::Follow,
+            config::Details::Off => ingest::DetailsMode::Off,
+        },
+        details_wait: upstream.details_wait,
+        lateness: config.ingest.lateness,
+        ..ingest::Config::default()
+    }
+}
+
+fn limits(config: &config::Limits) -> Limits {
+    Limits {
+        connections: config.connections,
+        subscriptions_per_connection: config.subscriptions_per_connection,
+        filter_values: config.filter_values,
+        filter_values_body: config.filter_values_body,
+        url_bytes: config.url_bytes,
+        body_bytes: config.body_bytes,
+        ..Limits::default()
+    }
+}

@@ -1,0 +1,10 @@
+//! Whole gateways, in process or as real child processes, against the simulator, on port 0. One binary, because each
+//! further one would link everything again.
+
+mod bad_input;
+mod clients;
+mod crash;
+mod drain;
+mod resume;
+mod scenario;
+mod support;
