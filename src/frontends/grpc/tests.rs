@@ -225,13 +225,17 @@ async fn next(responses: &mut Responses) -> SubscribeResponse {
 }
 
 async fn failure(responses: &mut Responses) -> Status {
-    loop {
-        match soon(responses.message()).await {
-            Ok(Some(_)) => {}
-            Ok(None) => panic!("the stream ended without an error"),
-            Err(status) => return status,
+    // Held as a whole: heartbeats alone would go on for ever.
+    soon(async {
+        loop {
+            match responses.message().await {
+                Ok(Some(_)) => {}
+                Ok(None) => panic!("the stream ended without an error"),
+                Err(status) => return status,
+            }
         }
-    }
+    })
+    .await
 }
 
 fn ids(response: &SubscribeResponse) -> Vec<String> {
