@@ -28,8 +28,10 @@ pub struct Lifecycle {
     pub draining: CancellationToken,
     /// Hard: return now. Implies draining.
     pub stop: CancellationToken,
-    /// Every long-lived task.
+    /// Tasks that end by themselves once the gateway drains: listeners, streams, the poller.
     pub tasks: TaskTracker,
+    /// Tasks that the others need to the last, and that end at the hard stop.
+    background: TaskTracker,
     failure: Arc<OnceLock<String>>,
 }
 
@@ -82,18 +84,24 @@ impl Lifecycle {
         self.drain();
     }
 
-    /// Runs a task that must live as long as the gateway: a panic, or an end before the drain, takes the gateway
-    /// down instead of leaving it half alive.
+    /// Runs a task that must live until the gateway drains and then ends by itself: a panic, or an end before, takes
+    /// the gateway down instead of leaving it half alive.
     pub fn spawn(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
-        let lifecycle = self.clone();
-        self.tasks.spawn(async move {
-            let outcome = AssertUnwindSafe(task).catch_unwind().await;
-            match outcome {
-                Err(_) => lifecycle.fail(format!("{name} panicked")),
-                Ok(()) if !lifecycle.is_draining() => lifecycle.fail(format!("{name} ended by itself")),
-                Ok(()) => tracing::debug!(task = name, "ended"),
-            }
-        });
+        self.tasks.spawn(self.clone().watched(name, task));
+    }
+
+    /// The same for a task that other tasks need while they drain, and that ends at [`Lifecycle::stop`] only. The
+    /// drain does not wait for it.
+    pub fn spawn_background(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        self.background.spawn(self.clone().watched(name, task));
+    }
+
+    async fn watched(self, name: &'static str, task: impl Future<Output = ()> + Send) {
+        match AssertUnwindSafe(task).catch_unwind().await {
+            Err(_) => self.fail(format!("{name} panicked")),
+            Ok(()) if !self.is_draining() => self.fail(format!("{name} ended by itself")),
+            Ok(()) => tracing::debug!(task = name, "ended"),
+        }
     }
 
     /// Obeys signals until a hard stop: the first [`Signal::Stop`] drains, the second stops, [`Signal::Reload`]
@@ -122,19 +130,27 @@ impl Lifecycle {
         }
     }
 
-    /// Waits for a drain to begin and for all tasks to return, stopping hard at the deadline.
+    /// Waits for a drain to begin and for all tasks to return, stopping hard when they have or at the deadline.
     pub async fn join(&self) -> Ended {
         self.draining.cancelled().await;
         self.tasks.close();
+        self.background.close();
         tokio::select! {
             () = self.tasks.wait() => {}
             () = self.stop.cancelled() => {}
-            () = tokio::time::sleep(DRAIN_SOFT) => tracing::warn!(tasks = self.tasks.len(), "the drain took too long: stopping"),
+            () = tokio::time::sleep(DRAIN_SOFT) => {
+                tracing::warn!(tasks = self.tasks.len(), "the drain took too long: stopping");
+            }
         }
         self.stop();
+        let all = async {
+            self.tasks.wait().await;
+            self.background.wait().await;
+        };
         // On a timeout the tasks that are left are counted, and end with the process.
-        let _ = tokio::time::timeout(DRAIN_HARD, self.tasks.wait()).await;
-        Ended { left: self.tasks.len(), failure: self.failure.get().cloned() }
+        let _ = tokio::time::timeout(DRAIN_HARD, all).await;
+        let left = self.tasks.len() + self.background.len();
+        Ended { left, failure: self.failure.get().cloned() }
     }
 }
 
@@ -184,14 +200,32 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn what_works_in_the_background_outlives_the_drain_but_does_not_prolong_it() {
+        let lifecycle = Lifecycle::new();
+        let (draining, stop) = (lifecycle.draining.clone(), lifecycle.stop.clone());
+        let stopped = stop.clone();
+        lifecycle.spawn_background("hub", async move { stop.cancelled().await });
+        lifecycle.spawn("listener", async move {
+            draining.cancelled().await;
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            assert!(!stopped.is_cancelled(), "the hub is still there");
+        });
+        let started = tokio::time::Instant::now();
+        lifecycle.drain();
+        assert_eq!(lifecycle.join().await, Ended { left: 0, failure: None });
+        assert_eq!(started.elapsed(), Duration::from_secs(1));
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_drain_that_takes_too_long_becomes_a_stop() {
         let lifecycle = Lifecycle::new();
         let stop = lifecycle.stop.clone();
         lifecycle.spawn("needs the hard stop", async move { stop.cancelled().await });
         lifecycle.spawn("ignores all", std::future::pending());
+        lifecycle.spawn_background("ignores all too", std::future::pending());
         let started = tokio::time::Instant::now();
         lifecycle.drain();
-        assert_eq!(lifecycle.join().await, Ended { left: 1, failure: None });
+        assert_eq!(lifecycle.join().await, Ended { left: 2, failure: None });
         assert_eq!(started.elapsed(), DRAIN_SOFT + DRAIN_HARD);
     }
 
