@@ -1,6 +1,8 @@
 //! A gateway in memory behind a real socket, for tests of the streaming frontends.
 
-use std::net::SocketAddr;
+pub(crate) mod tls;
+
+use std::{net::SocketAddr, sync::Arc};
 
 use axum::Router;
 use tokio::task::JoinHandle;
@@ -18,6 +20,17 @@ pub(crate) struct Live {
 impl Live {
     /// Serves the public router with these routes in it.
     pub(crate) fn start(fixture: Fixture, websocket: Router, sse: Router, deadlines: Deadlines) -> Self {
+        Self::start_tls(fixture, websocket, sse, deadlines, None)
+    }
+
+    /// The same over TLS.
+    pub(crate) fn start_tls(
+        fixture: Fixture,
+        websocket: Router,
+        sse: Router,
+        deadlines: Deadlines,
+        tls: Option<Arc<rustls::ServerConfig>>,
+    ) -> Self {
         let context = fixture.context.clone();
         tokio::spawn(context.hub.clone().run(context.stop.clone()));
         let listener = Listener::bind("127.0.0.1:0".parse().unwrap(), "http.listen").unwrap();
@@ -27,7 +40,7 @@ impl Live {
             protocol: Protocol::Http1,
             deadlines,
             connections: 1000,
-            tls: None,
+            tls,
             draining: context.draining.clone(),
             stop: context.stop.clone(),
         };

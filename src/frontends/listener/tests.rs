@@ -30,6 +30,16 @@ struct Server {
 }
 
 fn start(router: Router, protocol: Protocol, deadlines: Deadlines, connections: usize) -> Server {
+    start_tls(router, protocol, deadlines, connections, None)
+}
+
+fn start_tls(
+    router: Router,
+    protocol: Protocol,
+    deadlines: Deadlines,
+    connections: usize,
+    tls: Option<Arc<rustls::ServerConfig>>,
+) -> Server {
     let listener = Listener::bind("127.0.0.1:0".parse().unwrap(), "http.listen").unwrap();
     let addr = listener.local_addr();
     let (draining, stop) = (CancellationToken::new(), CancellationToken::new());
@@ -38,7 +48,7 @@ fn start(router: Router, protocol: Protocol, deadlines: Deadlines, connections: 
         protocol,
         deadlines,
         connections,
-        tls: None,
+        tls,
         draining: draining.clone(),
         stop: stop.clone(),
     };
@@ -265,4 +275,32 @@ async fn one_port_speaks_http2_and_http1() {
     let mut settings = [0; 9];
     dripped.read_exact(&mut settings).await.unwrap();
     assert_eq!(settings[3], 4, "the answer to a preface is a SETTINGS frame: {settings:?}");
+}
+
+#[tokio::test]
+async fn tls_speaks_what_was_agreed() {
+    let protocols: [&[u8]; 2] = [b"h2", b"http/1.1"];
+    let config = testing::tls::server(&protocols);
+    let server = start_tls(hello(), Protocol::Http2AndHttp1, patient(), 10, Some(config));
+    let mut old = testing::tls::connect(server.addr, &protocols[1..]).await;
+    old.write_all(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    old.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+
+    let mut new = testing::tls::connect(server.addr, &protocols).await;
+    assert_eq!(new.get_ref().1.alpn_protocol(), Some(protocols[0]));
+    new.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
+    let mut settings = [0; 9];
+    new.read_exact(&mut settings).await.unwrap();
+    assert_eq!(settings[3], 4, "the answer to a preface is a SETTINGS frame: {settings:?}");
+}
+
+#[tokio::test]
+async fn a_tls_handshake_must_come_in_time() {
+    let deadlines = Deadlines { first_byte: SHORT, ..patient() };
+    let server = start_tls(hello(), Protocol::Http1, deadlines, 10, Some(testing::tls::server(&[])));
+    let mut stream = server.connect().await;
+    stream.write_all(&[0x16, 3, 1]).await.unwrap();
+    assert_eq!(read_to_end(&mut stream).await, "");
 }

@@ -3,7 +3,10 @@
 use tokio_tungstenite::tungstenite::Bytes;
 
 use super::*;
-use crate::{frontends::tests_support::at, ingest::Status};
+use crate::{
+    frontends::{listener::testing::tls, tests_support::at},
+    ingest::Status,
+};
 
 #[tokio::test]
 async fn the_bare_url_follows_everything_from_now() {
@@ -235,6 +238,36 @@ impl Client {
                 }
                 other => panic!("{other:?}"),
             }
+        }
+    }
+}
+
+#[tokio::test]
+async fn frames_are_whole_over_tls() {
+    let fixture = Fixture::with(vec![], |parts| parts.limits = patient_limits());
+    let websocket = routes_with(fixture.context.clone(), patient());
+    let config = tls::server(&[]);
+    let live = Live::start_tls(fixture, websocket, Router::new(), Deadlines::default(), Some(config));
+    append(&live, 1, 2000);
+    let request = "wss://localhost/v1/events/ws?from=earliest".into_client_request().unwrap();
+    let (mut stream, _) = client_async(request, tls::connect(live.addr, &[]).await).await.unwrap();
+    let mut seen = Vec::new();
+    while seen.len() < 2000 {
+        let Message::Text(text) = stream.next().await.unwrap().unwrap() else { panic!() };
+        let message: Value = serde_json::from_str(&text).unwrap();
+        if message["type"] == "events" {
+            seen.extend(ids(&message["items"]));
+        }
+    }
+    assert_eq!(seen, named(1, 2000));
+    // One at a time as well: nothing may wait inside TLS for the next write.
+    append(&live, 2001, 2001);
+    loop {
+        let Message::Text(text) = stream.next().await.unwrap().unwrap() else { panic!() };
+        let message: Value = serde_json::from_str(&text).unwrap();
+        if message["type"] == "events" {
+            assert_eq!(ids(&message["items"]), ["e2001"]);
+            break;
         }
     }
 }
