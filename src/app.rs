@@ -170,11 +170,11 @@ pub async fn start(config: Config, clock: SharedClock, metrics: Metrics) -> Resu
         draining: lifecycle.draining.clone(),
         stop: lifecycle.stop.clone(),
     };
-    lifecycle.spawn("hub", hub.run(lifecycle.stop.clone()));
+    lifecycle.spawn_background("hub", hub.run(lifecycle.stop.clone()));
     lifecycle.spawn("http listener", http.serve(serve(routers.0, Protocol::Http1)));
     lifecycle.spawn("grpc listener", grpc.serve(serve(routers.1, Protocol::Http2AndHttp1)));
     lifecycle.spawn("admin listener", admin.serve(serve(routers.2, Protocol::Http1)));
-    lifecycle.spawn("metrics upkeep", until(lifecycle.stop.clone(), metrics.upkeep()));
+    lifecycle.spawn_background("metrics upkeep", until(lifecycle.stop.clone(), metrics.upkeep()));
     lifecycle.spawn("poller", poll(ingest, lifecycle.clone()));
     tracing::info!(http = %running.http, grpc = %running.grpc, admin = %running.admin, "listening");
     Ok(running)
