@@ -6,7 +6,9 @@
 
 pub mod check;
 pub mod completions;
+pub mod demo;
 pub mod doctor;
+pub mod serve;
 pub mod simulate;
 pub mod tail;
 pub mod token;
@@ -41,6 +43,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Demo(demo::Args),
+    Serve(serve::Args),
     Simulate(simulate::Args),
     Tail(Box<tail::Args>),
     Check(check::Args),
@@ -133,6 +137,8 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 async fn run(command: Command) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
     match command {
+        Command::Demo(args) => demo::run(args, &mut out).await,
+        Command::Serve(args) => serve::run(args, &mut out).await,
         Command::Simulate(args) => {
             drop(out);
             simulate::run(args).await.map_err(|error| Failure::runtime(error.to_string()))
