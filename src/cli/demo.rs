@@ -34,6 +34,9 @@ const HISTORY: Duration = Duration::from_secs(6 * 3600);
 /// Events per second in that time: some 2,000 in all, which are read in within a few seconds.
 const HISTORY_EVENTS_PER_SECOND: f64 = 0.1;
 
+/// What would bury the events of the moment: the fleet's past, and copies that only add details.
+const NOT_SHOWN: [&str; 3] = ["backfill", "late", "enriched"];
+
 /// Most SIMs and events per second that one process simulates without becoming the bottleneck.
 const SIMS_MAX: i64 = 1_000_000;
 const EVENTS_PER_SECOND_MAX: f64 = 1_000.0;
@@ -150,7 +153,8 @@ impl View {
         self.introduce(args, out)?;
         let server = Url::parse(&format!("http://{}", self.http))
             .map_err(|error| Failure::runtime(format!("{}: {error}", self.http)))?;
-        let tail = tail::Args::from_now(server);
+        let exclude_flags = NOT_SHOWN.map(str::to_owned).to_vec();
+        let tail = tail::Args { exclude_flags, ..tail::Args::from_now(server) };
         let format = Format::Table { colour: io::stdout().is_terminal() };
         let mut output = Output { out, err: &mut io::stderr() };
         tail::follow(&tail, format, &self.stop, &mut output, fastrand::Rng::new()).await
@@ -176,7 +180,7 @@ impl View {
              curl -N 'http://{http}/v1/events/sse?last=3'\n  \
              wscat -c 'ws://{http}/v1/events/ws?event_type=network_change'\n  \
              grpcurl -plaintext -d '{{\"last\":3}}' {grpc} simcast.v1.EventService/Subscribe\n\n\
-             Events as they come; Ctrl-C ends.\n\n"
+             Events as they come, without the past; Ctrl-C ends.\n\n"
         )?;
         out.flush()
     }

@@ -51,6 +51,9 @@ pub struct Args {
     /// Only these network types, such as 4G
     #[arg(long, value_delimiter = ',', value_name = "TYPE")]
     pub network_type: Vec<String>,
+    /// Not events with these flags, such as backfill, late, enriched
+    #[arg(long, value_delimiter = ',', value_name = "FLAG")]
+    pub exclude_flags: Vec<String>,
     /// Where to start
     #[arg(long, value_enum, group = "start")]
     pub from: Option<From>,
@@ -90,6 +93,7 @@ impl Args {
             country: Vec::new(),
             operator: Vec::new(),
             network_type: Vec::new(),
+            exclude_flags: Vec::new(),
             from: None,
             after: None,
             since: None,
@@ -108,6 +112,7 @@ impl Args {
             ("country", &self.country),
             ("operator", &self.operator),
             ("network_type", &self.network_type),
+            ("exclude_flags", &self.exclude_flags),
         ];
         let filter =
             lists.into_iter().flat_map(|(name, values)| values.iter().map(move |v| (name, v.clone())));
