@@ -340,7 +340,10 @@ impl From<hub::Error> for ApiError {
     fn from(error: hub::Error) -> Self {
         let message = error.to_string();
         match error {
-            hub::Error::Expired { oldest, newest, .. } => Self::cursor_expired(message, oldest, newest),
+            // Whether it was asked for by `after` or reached by reading: that position is what is gone.
+            hub::Error::Expired { oldest, newest, .. } => {
+                Self::cursor_expired(message, oldest, newest).field("after")
+            }
             hub::Error::Unavailable(_) => {
                 Self::new(Code::Unavailable, message).retry_after(Duration::from_secs(1))
             }

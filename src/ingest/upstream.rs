@@ -189,7 +189,7 @@ impl Upstream {
                 (UpstreamState::AuthFailed, "give the key the scope to read GlobalSIM activity")
             }
             Kind::RateLimited => (UpstreamState::RateLimited, "another program may use the same key"),
-            Kind::NotGlobalSim => (UpstreamState::Stale, "check upstream.base_url"),
+            Kind::NotGlobalSim | Kind::NotFound => (UpstreamState::Stale, "check upstream.base_url"),
             _ => (UpstreamState::Stale, "it is tried again"),
         };
         if state == UpstreamState::AuthFailed {
@@ -204,7 +204,7 @@ impl Upstream {
             if !keeps_ok {
                 status.state = state;
             }
-            status.message = Some(error.to_string());
+            status.message = Some(format!("{error}; {advice}"));
         });
     }
 }

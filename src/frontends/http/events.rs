@@ -17,7 +17,7 @@ use crate::{
     auth::Principal,
     event::{Cursor, Filter, FilterLimits, OnExpired, Start, filter::KNOWN_TYPES},
     frontends::{ApiError, Code, Context, Limits, params::Params},
-    hub::{Encoding, History, HistoryQuery, HistoryStart, Order},
+    hub::{self, Encoding, History, HistoryQuery, HistoryStart, Order},
 };
 
 /// Events of one page unless `limit` says otherwise.
@@ -80,7 +80,11 @@ pub async fn history(
     uri: Uri,
 ) -> Result<Response, ApiError> {
     let (query, warnings) = parse(uri.query(), &principal, &context)?;
-    let mut history = context.hub.history(query).await?;
+    let start = if query.order == Order::Desc { "before" } else { "after" };
+    let mut history = context.hub.history(query).await.map_err(|error| match error {
+        hub::Error::Expired { .. } => ApiError::from(error).field(start),
+        error => error.into(),
+    })?;
     history.bytes = in_flight.hold(history.bytes)?;
     Ok(page(&history, warnings))
 }

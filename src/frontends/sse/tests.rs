@@ -212,7 +212,7 @@ async fn a_cursor_of_another_log_leads_to_a_gap() {
     assert_eq!((&data["from"], &data["reason"]), (&json!(foreign), &json!("incarnation")));
     client.events(1, 2).await;
     let refused = Client::open(&live, "/v1/events/sse?on_expired=fail", &headers).await;
-    assert_eq!(refused.refused().await, (410, "cursor_expired".into(), None));
+    assert_eq!(refused.refused().await, (410, "cursor_expired".into(), Some("after".into())));
 }
 
 #[tokio::test]

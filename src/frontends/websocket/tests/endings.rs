@@ -44,7 +44,7 @@ async fn a_url_that_asks_for_something_wrong_is_told_so() {
     }
     let path = format!("/v1/events/ws?on_expired=fail&after={foreign}");
     let mut client = Client::greeted(&live, &path, &[]).await;
-    client.expect_error("cursor_expired", None).await;
+    client.expect_error("cursor_expired", Some("after")).await;
     assert_eq!(client.closed().await.0, 4400);
 }
 

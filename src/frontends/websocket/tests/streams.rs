@@ -168,7 +168,7 @@ async fn a_cursor_of_another_log_leads_to_a_gap_or_to_an_error_as_asked() {
     let foreign = Cursor { incarnation: 99, seq: 1, tag: 0 }.to_string();
     let mut client = Client::bare(&live).await;
     client.send(json!({"type": "subscribe", "sub": "f", "after": foreign, "on_expired": "fail"})).await;
-    let error = client.expect_error("cursor_expired", None).await;
+    let error = client.expect_error("cursor_expired", Some("after")).await;
     client.send(json!({"type": "subscribe", "sub": "f", "after": foreign})).await;
     assert_eq!(client.expect("subscribed").await["cursor"], error["oldest"]);
     let gap = client.expect("gap").await;
