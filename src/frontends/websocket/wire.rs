@@ -8,6 +8,9 @@
 //! Reading stays with tungstenite. The pongs and close replies that it wants to send are collected and go out
 //! between frames.
 
+mod frame;
+mod sink;
+
 use std::{
     future::{Future as _, poll_fn},
     io::{self, IoSlice, Read, Write},
@@ -21,7 +24,6 @@ use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf},
-    sync::OwnedSemaphorePermit,
     time::{Instant, sleep, timeout},
 };
 use tokio_tungstenite::tungstenite::{
@@ -32,31 +34,21 @@ use tokio_tungstenite::tungstenite::{
 
 use crate::frontends::listener::socket::{self, Socket};
 
+pub(super) use frame::Prefix;
+use sink::Io;
+
 /// Bytes of what is read at once, allocated per connection.
 const READ_BUFFER: usize = 2 * 1024;
 /// Bytes of pongs that wait for a frame to end; tungstenite keeps the newest beyond that.
 const CONTROL_MAX: usize = 512;
-/// Of a frame's header: opcode, length, extended length (RFC 6455, section 5.2).
-const HEADER_MAX: usize = 10;
-/// Bytes of a per-subscriber prefix, at most: 64 of them for the name.
-const PREFIX_MAX: usize = 192;
 /// How long a peer may take to answer a close frame.
 const LINGER: Duration = Duration::from_secs(1);
 
 /// Bytes of a close frame's reason (RFC 6455, section 5.5).
 const REASON_MAX: usize = 123;
 
-const TEXT: u8 = 0x81;
 const CLOSE: u8 = 0x88;
 const PING: u8 = 0x89;
-
-/// Where the bytes go.
-enum Io {
-    /// Our own listener's, without its deadlines.
-    Direct { wire: socket::Wire, _permit: OwnedSemaphorePermit },
-    /// Any other server's.
-    Hyper(Box<TokioIo<Upgraded>>),
-}
 
 /// What came in.
 #[derive(Debug)]
@@ -330,67 +322,6 @@ impl Wire {
     }
 }
 
-/// The part of an `events` message that differs between subscribers, with room for the frame's header before it.
-pub(super) struct Prefix {
-    bytes: [u8; HEADER_MAX + PREFIX_MAX],
-    end: usize,
-}
-
-impl Prefix {
-    /// Nothing.
-    pub(super) const EMPTY: Self = Self { bytes: [0; HEADER_MAX + PREFIX_MAX], end: HEADER_MAX };
-
-    /// Of items that begin with the `n`th of `sub`. The name needs no escaping, see
-    /// [`messages`](super::messages::check_sub).
-    pub(super) fn events(sub: &str, n: u64, cursor: crate::event::Cursor) -> Self {
-        let mut prefix = Self::EMPTY;
-        let mut room = &mut prefix.bytes[HEADER_MAX..];
-        let cursor = cursor.encode();
-        let cursor = std::str::from_utf8(&cursor).unwrap_or_default();
-        // PREFIX_MAX holds the longest name and number.
-        let written =
-            write!(room, r#"{{"type":"events","sub":"{sub}","n":{n},"cursor":"{cursor}","items":["#);
-        debug_assert!(written.is_ok());
-        prefix.end = HEADER_MAX + PREFIX_MAX - room.len();
-        prefix
-    }
-
-    /// The head of a text frame with this prefix and a body of `body` bytes.
-    fn frame(&self, body: usize) -> Head {
-        let mut bytes = self.bytes;
-        let length = self.end - HEADER_MAX + body;
-        let start = match length {
-            0..=125 => {
-                bytes[8..10].copy_from_slice(&[TEXT, length as u8]);
-                8
-            }
-            126..=0xffff => {
-                bytes[6..8].copy_from_slice(&[TEXT, 126]);
-                bytes[8..10].copy_from_slice(&(length as u16).to_be_bytes());
-                6
-            }
-            _ => {
-                bytes[0..2].copy_from_slice(&[TEXT, 127]);
-                bytes[2..10].copy_from_slice(&(length as u64).to_be_bytes());
-                0
-            }
-        };
-        Head { bytes, start, end: self.end }
-    }
-}
-
-struct Head {
-    bytes: [u8; HEADER_MAX + PREFIX_MAX],
-    start: usize,
-    end: usize,
-}
-
-impl Head {
-    fn as_slice(&self) -> &[u8] {
-        &self.bytes[self.start..self.end]
-    }
-}
-
 /// The socket as tungstenite wants it: it reads from the socket, and writes to `control`.
 struct Adapter<'a, 'b> {
     io: &'a mut Io,
@@ -419,49 +350,5 @@ impl Write for Adapter<'_, '_> {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
-    }
-}
-
-impl AsyncRead for Io {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Direct { wire, .. } => Pin::new(wire).poll_read(cx, buf),
-            Self::Hyper(io) => Pin::new(io).poll_read(cx, buf),
-        }
-    }
-}
-
-impl AsyncWrite for Io {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        self.poll_write_vectored(cx, &[IoSlice::new(buf)])
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Direct { wire, .. } => Pin::new(wire).poll_write_vectored(cx, bufs),
-            Self::Hyper(io) => Pin::new(io).poll_write_vectored(cx, bufs),
-        }
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        true
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Direct { wire, .. } => Pin::new(wire).poll_flush(cx),
-            Self::Hyper(io) => Pin::new(io).poll_flush(cx),
-        }
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Direct { wire, .. } => Pin::new(wire).poll_shutdown(cx),
-            Self::Hyper(io) => Pin::new(io).poll_shutdown(cx),
-        }
     }
 }
