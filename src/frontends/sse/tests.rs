@@ -43,11 +43,15 @@ fn start(tokens: Vec<TokenConfig>) -> Live {
     start_with(tokens, LONG, Deadlines::default(), |_| {})
 }
 
-fn append(live: &Live, first: usize, last: usize) {
+async fn append(live: &Live, first: usize, last: usize) {
     let samples: Vec<_> = (first..=last)
         .map(|n| Sample::new(&format!("e{n}"), "connection", ICCIDS[n % 3], n as i64))
         .collect();
     live.fixture.append(&samples);
+    // Live as well: where a subscription starts and catches up does not depend on the hub's pace then.
+    while live.fixture.context.hub.edge().seq < last as u64 {
+        tokio::task::yield_now().await;
+    }
 }
 
 /// One event as a browser sees it.
@@ -139,21 +143,21 @@ impl Client {
 #[tokio::test]
 async fn events_have_ids_and_no_names() {
     let live = start(vec![]);
-    append(&live, 1, 2);
+    append(&live, 1, 2).await;
     let (mut client, opened_at) = Client::stream(&live, "/v1/events/sse", &[]).await;
     assert_eq!(client.headers["content-type"], "text/event-stream");
     assert_eq!(client.headers["cache-control"], "no-store");
     assert_eq!(client.headers["x-accel-buffering"], "no");
     let caught_up = client.expect("caught_up").await;
     assert_eq!(caught_up.data.unwrap(), json!({"cursor": opened_at}));
-    append(&live, 3, 5);
+    append(&live, 3, 5).await;
     client.events(3, 5).await;
 }
 
 #[tokio::test]
 async fn the_last_event_id_wins_and_is_exact() {
     let live = start(vec![]);
-    append(&live, 1, 600);
+    append(&live, 1, 600).await;
     let (mut client, _) = Client::stream(&live, "/v1/events/sse?from=earliest", &[]).await;
     let cursor = client.events(1, 300).await;
     drop(client);
@@ -162,14 +166,14 @@ async fn the_last_event_id_wins_and_is_exact() {
     assert_eq!(opened_at, cursor);
     client.events(301, 600).await;
     client.expect("caught_up").await;
-    append(&live, 601, 601);
+    append(&live, 601, 601).await;
     client.events(601, 601).await;
 }
 
 #[tokio::test]
 async fn names_are_given_where_asked_for() {
     let live = start(vec![]);
-    append(&live, 1, 1);
+    append(&live, 1, 1).await;
     let (mut client, _) = Client::stream(&live, "/v1/events/sse?named=1&last=1", &[]).await;
     assert_eq!(client.expect("connection").await.data.unwrap()["id"], "e1");
 }
@@ -180,7 +184,7 @@ async fn a_quiet_stream_has_bookmarks_that_can_be_resumed_from() {
     let path = format!("/v1/events/sse?iccid={}", ICCIDS[0]);
     let (mut client, _) = Client::stream(&live, &path, &[]).await;
     client.expect("caught_up").await;
-    append(&live, 1, 2);
+    append(&live, 1, 2).await;
     let newest = live.fixture.stored(2).cursor(7).to_string();
     let bookmark = loop {
         let bookmark = client.expect("bookmark").await;
@@ -189,7 +193,7 @@ async fn a_quiet_stream_has_bookmarks_that_can_be_resumed_from() {
         }
     };
     assert_eq!(bookmark, json!({"cursor": newest, "seen_until": at(3590).to_string(), "upstream": "ok"}));
-    append(&live, 3, 3);
+    append(&live, 3, 3).await;
     loop {
         let seen = client.next().await.unwrap();
         if seen.event.is_none() {
@@ -202,7 +206,7 @@ async fn a_quiet_stream_has_bookmarks_that_can_be_resumed_from() {
 #[tokio::test]
 async fn a_cursor_of_another_log_leads_to_a_gap() {
     let live = start(vec![]);
-    append(&live, 1, 2);
+    append(&live, 1, 2).await;
     let foreign = Cursor { incarnation: 99, seq: 1, tag: 0 }.to_string();
     let headers = [("last-event-id", foreign.as_str())];
     let (mut client, opened_at) = Client::stream(&live, "/v1/events/sse", &headers).await;
@@ -292,7 +296,7 @@ async fn a_reader_that_takes_nothing_is_cut() {
     let deadlines = Deadlines { write: SHORT, ..Deadlines::default() };
     let live = start_with(vec![], LONG, deadlines, |_| {});
     for batch in 0..120 {
-        append(&live, batch * 250 + 1, (batch + 1) * 250);
+        append(&live, batch * 250 + 1, (batch + 1) * 250).await;
     }
     let (client, _) = Client::stream(&live, "/v1/events/sse?from=earliest", &[]).await;
     live.connections(<[Value]>::is_empty).await;

@@ -59,11 +59,15 @@ fn start(tokens: Vec<TokenConfig>) -> Live {
 }
 
 /// Events `e<first>` to `e<last>`, over the three SIMs in turn.
-fn append(live: &Live, first: usize, last: usize) {
+async fn append(live: &Live, first: usize, last: usize) {
     let samples: Vec<_> = (first..=last)
         .map(|n| Sample::new(&format!("e{n}"), "connection", ICCIDS[n % 3], n as i64))
         .collect();
     live.fixture.append(&samples);
+    // Live as well: where a subscription starts and catches up does not depend on the hub's pace then.
+    while live.fixture.context.hub.edge().seq < last as u64 {
+        tokio::task::yield_now().await;
+    }
 }
 
 fn ids(items: &Value) -> Vec<String> {

@@ -95,7 +95,7 @@ async fn nothing_but_a_credential_counts_before_it() {
     client.send(json!({"type": "subscribe", "id": 3})).await;
     assert_eq!(client.expect_error("unauthorized", None).await["id"], 3);
     client.ping().await;
-    append(&live, 1, 2);
+    append(&live, 1, 2).await;
     client.send(json!({"type": "auth", "id": 4, "token": "sct_a"})).await;
     let answer = client.expect("authenticated").await;
     assert_eq!(answer, json!({"type": "authenticated", "id": 4, "expires_in_s": null}));
@@ -138,7 +138,7 @@ async fn a_credential_must_come_in_time() {
 #[tokio::test]
 async fn a_token_filters_whatever_is_asked_for() {
     let live = start(vec![of_sim("one", ICCIDS[1])]);
-    append(&live, 1, 6);
+    append(&live, 1, 6).await;
     let headers = [("authorization", "Bearer sct_one")];
     let mut client = Client::greeted(&live, "/v1/events/ws?from=earliest", &headers).await;
     client.expect("subscribed").await;
@@ -146,7 +146,7 @@ async fn a_token_filters_whatever_is_asked_for() {
     client.expect("caught_up").await;
     client.send(json!({"type": "update", "filter": {"iccid": [ICCIDS[2], ICCIDS[1]]}})).await;
     client.expect("updated").await;
-    append(&live, 7, 10);
+    append(&live, 7, 10).await;
     assert_eq!(client.events("default", 3, "e10").await.0, ["e7", "e10"]);
 }
 
@@ -154,7 +154,7 @@ async fn a_token_filters_whatever_is_asked_for() {
 async fn hidden_fields_are_hidden_and_cannot_be_filtered_on() {
     let fields = FieldPolicy { iccid: FieldRule::Drop, ..FieldPolicy::default() };
     let live = start(vec![TokenConfig { fields: Some(fields), ..reader("blind") }]);
-    append(&live, 1, 1);
+    append(&live, 1, 1).await;
     let headers = [("authorization", "Bearer sct_blind")];
     let path = format!("/v1/events/ws?iccid={}", ICCIDS[0]);
     let mut client = Client::greeted(&live, &path, &headers).await;
@@ -192,7 +192,7 @@ async fn a_renewed_token_holds_the_subscriptions_to_its_own_scope() {
     client.expect("subscribed").await;
     client.expect("caught_up").await;
     assert_eq!(client.expect("auth_expiring").await["in_s"], 60);
-    append(&live, 1, 3);
+    append(&live, 1, 3).await;
     assert_eq!(client.events("default", 1, "e3").await.0, named(1, 3));
     client.send(json!({"type": "subscribe", "sub": "one", "filter": {"iccid": [ICCIDS[0]]}})).await;
     client.expect("subscribed").await;
@@ -200,14 +200,14 @@ async fn a_renewed_token_holds_the_subscriptions_to_its_own_scope() {
 
     client.send(json!({"type": "auth", "id": 1, "token": "sct_narrow"})).await;
     client.expect("authenticated").await;
-    append(&live, 4, 7);
+    append(&live, 4, 7).await;
     assert_eq!(client.events("default", 4, "e7").await.0, ["e4", "e7"]);
 
     // A policy that hides what one of them filters on ends that one.
     client.send(json!({"type": "auth", "id": 2, "token": "sct_blind"})).await;
     client.expect("authenticated").await;
     assert_eq!(client.expect_error("forbidden_field", Some("iccid")).await["sub"], "one");
-    append(&live, 8, 8);
+    append(&live, 8, 8).await;
     let events = client.expect("events").await;
     assert_eq!((&events["sub"], &events["n"]), (&json!("default"), &json!(6)));
     assert_eq!(ids(&events["items"]), ["e8"]);
