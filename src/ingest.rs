@@ -11,6 +11,7 @@ mod board;
 mod days;
 mod details;
 mod findings;
+mod gap;
 mod intake;
 mod known;
 mod lateness;
@@ -215,6 +216,7 @@ impl Ingest {
         let stopping = shutdown.child_token();
         let mut tasks = JoinSet::new();
         let turn = tokio::select! {
+            biased;
             () = shutdown.cancelled() => Ok(Turn::Stopped),
             () = lost => Ok(Turn::Lost),
             ended = self.read(&mut tasks, fence, &stopping) => ended,
@@ -274,6 +276,8 @@ impl Ingest {
         let backfill_before = position.backfill.as_ref().filter(|_| first_start).map(|b| b.until);
         let store = PositionStore::new(Arc::clone(&self.bus), Arc::clone(&self.board), position);
         store.write_first().await;
+        let floor = store.get().await.floor;
+        let resumed = (!first_start).then(|| gap::newest_before(&*self.bus, floor)).flatten();
         let session = Session::new(
             upstream,
             intake,
@@ -284,6 +288,7 @@ impl Ingest {
             self.config.lateness,
             findings,
         );
+        session.begin(backfill_before, resumed);
         session.show();
         let backfill = async {
             match backfill::run(&session).await {
@@ -292,11 +297,14 @@ impl Ingest {
             }
         };
         let halt = tokio::select! {
-            halt = Tail::new(&session, backfill_before).run() => halt,
+            halt = Tail::new(&session).run() => halt,
             halt = sweep::run(&session) => halt,
             halt = backfill => halt,
         };
         debug_assert!(matches!(halt, Halt::Stopped(_)), "readers go on after anything else");
+        if stopping.is_cancelled() {
+            return Ok(Turn::Stopped);
+        }
         // The writer has ended and says why; if it does not, it broke down.
         drop(session);
         match tasks.join_next().await {

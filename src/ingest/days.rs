@@ -43,7 +43,11 @@ pub async fn read_day(session: &Session, stretch: Stretch, day: Date) -> Result<
 /// # Errors
 /// [`Halt`]; everything from the depth has to be read again, but rows taken are known then.
 pub async fn read_to_head(session: &Session, stretch: Stretch, depth: Timestamp) -> Result<(), Halt> {
-    let window = Window::since(day_plus(day_of(depth), -2));
+    // Where the list has an order the depth is found by it, and rows without a time are read too.
+    let window = match session.mode() {
+        Mode::Windows => Window::since(day_plus(day_of(depth), -2)),
+        _ => Window::default(),
+    };
     read(session, stretch, window, Some(depth)).await
 }
 

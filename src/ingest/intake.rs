@@ -36,7 +36,7 @@ use super::{
     upstream::{Item, Upstream},
 };
 use crate::{
-    bus::{AppendError, Bus, Fence},
+    bus::{AppendError, Bus, Fence, NewEvent},
     clock::SharedClock,
     event::{Flag, Flags},
 };
@@ -223,6 +223,14 @@ impl Intake {
         let (done, settled) = oneshot::channel();
         self.queue.send(Work::Settle(done)).await.map_err(|_| Stopped)?;
         settled.await.map_err(|_| Stopped)
+    }
+
+    /// Appends one of the gateway's own events.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn announce(&self, event: NewEvent) -> Result<(), Stopped> {
+        self.queue.send(Work::Announce(Box::new(event))).await.map_err(|_| Stopped)
     }
 
     /// Says that everything that upstream showed up to this time has been taken; shown once it is durable.

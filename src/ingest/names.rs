@@ -33,5 +33,7 @@ pub const SWEEPS: &str = "simcast_ingest_sweeps_total";
 pub const HOLES: &str = "simcast_ingest_tail_holes_total";
 /// Rises of upstream's total that the tail's rows did not explain.
 pub const ALARMS: &str = "simcast_ingest_total_alarms_total";
+/// Stretches that upstream forgot before they were read.
+pub const GAPS: &str = "simcast_ingest_gaps_total";
 /// Walks that could not be finished because the list changed too fast or paging is not honoured.
 pub const LOST_WALKS: &str = "simcast_ingest_lost_walks_total";

@@ -81,6 +81,10 @@ pub struct Session {
     pub sweep_now: Notify,
     /// Number of the hole that is open; 0 when none. See [`Session::open_hole`].
     hole: Mutex<Hole>,
+    /// Until the first complete sweep of a first start: rows older than this are backfill, whoever finds them.
+    past: Mutex<Option<Timestamp>>,
+    /// Until the first complete sweep of a restart: time of the newest event of before.
+    resumed: Mutex<Option<Timestamp>>,
     /// The tail itself read down to the depth of a sweep, at this time.
     pub covered: watch::Sender<Option<Timestamp>>,
 }
@@ -116,8 +120,31 @@ impl Session {
             lost: Mutex::new(0),
             sweep_now: Notify::new(),
             hole: Mutex::default(),
+            past: Mutex::default(),
+            resumed: Mutex::default(),
             covered: watch::Sender::new(None),
         }
+    }
+
+    /// What holds until the first complete sweep: rows older than `past` are backfill; `resumed` is the time of the
+    /// newest event of before a restart.
+    pub fn begin(&self, past: Option<Timestamp>, resumed: Option<Timestamp>) {
+        (*self.past.lock(), *self.resumed.lock()) = (past, resumed);
+    }
+
+    /// Rows older than this are backfill.
+    pub fn past(&self) -> Option<Timestamp> {
+        *self.past.lock()
+    }
+
+    /// The newest event of before a restart, while no sweep is complete.
+    pub fn resumed(&self) -> Option<Timestamp> {
+        *self.resumed.lock()
+    }
+
+    /// A sweep is complete: what is found from now on came late.
+    pub fn begun(&self) {
+        self.begin(None, None);
     }
 
     /// The findings now.

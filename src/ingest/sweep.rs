@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use super::{
     days::{Stretch, last_closed_day, read_day, read_to_head},
+    gap,
     intake::Via,
     names,
     page::{ListPage, PAGE_ROWS},
@@ -128,6 +129,7 @@ async fn complete(session: &Session) -> Result<(), Halt> {
         _ => walk(session, class, depth).await?,
     };
     session.walk_done();
+    session.begun();
     session.close_hole(mark);
     raise(session, began).await?;
     metrics::counter!(names::SWEEPS, "outcome" => "complete").increment(1);
@@ -169,7 +171,8 @@ async fn depth(session: &Session) -> Timestamp {
 
 /// Reads from the newest row down to a depth, or from the depth up if that is far; gives when it began.
 async fn walk(session: &Session, class: Class, depth: Timestamp) -> Result<Timestamp, Halt> {
-    let window = Window::since(day_plus(day_of(depth), -2).min(session.window_day()));
+    // Without dates: a row whose time upstream can't read either is in no list by date.
+    let window = Window::default();
     let head = head(session, class, &window).await?;
     session.observe(&head);
     let began = head.asked_at;
@@ -177,14 +180,29 @@ async fn walk(session: &Session, class: Class, depth: Timestamp) -> Result<Times
     let down = seek::down(&source, session.order(), head, SWEEP_ROWS_MAX, |rows| seek::passed(rows, depth));
     match down.await? {
         Down::Reached(rows) => {
-            session.intake.take(rows, Via::Sweep, began, None).await?;
+            let oldest = rows.iter().filter_map(|slot| slot.time).min();
+            session.intake.take(rows, Via::Sweep, began, session.past()).await?;
+            check_for_gap(session, oldest.unwrap_or(began)).await?;
         }
         Down::TooLong => {
-            let stretch = Stretch { class: Class::CatchUp, via: Via::CatchUp, backfill_before: None };
+            let stretch =
+                Stretch { class: Class::CatchUp, via: Via::CatchUp, backfill_before: session.past() };
             far(session, stretch, depth).await?;
         }
     }
     Ok(began)
+}
+
+/// After a restart: where the list ends above the floor, upstream may have forgotten what came in between.
+async fn check_for_gap(session: &Session, oldest: Timestamp) -> Result<(), Halt> {
+    let floor = session.position.get().await.floor;
+    if let Some(known) = session.resumed()
+        && oldest > floor
+        && !gap::still_shows(session, known).await?
+    {
+        gap::announce(session, floor, oldest).await?;
+    }
+    Ok(())
 }
 
 /// A backlog: closed days one by one, then up to the head.

@@ -30,8 +30,11 @@ const INTERVAL_MIN: Duration = Duration::from_millis(250);
 const INTERVAL_MAX: Duration = Duration::from_secs(5);
 /// Share of the request budget that the tail may use: 240 of 400 a minute are a poll each quarter of a second.
 const BUDGET_SHARE: f64 = 0.6;
-/// How often the list is read without any filter: a row without a time may be missing from a list by date.
-const UNFILTERED_EVERY: Duration = Duration::from_secs(60);
+/// How often the list is read without any filter, in place of the usual poll: a row without a time may be missing
+/// from a list by date.
+const UNFILTERED_EVERY: Duration = Duration::from_secs(5);
+/// How often a list without order is read wholly, whatever upstream counts.
+const EVERYTHING_EVERY: Duration = Duration::from_secs(60);
 /// Rows that a walk down may hold before the hole is left to the sweep.
 const WALK_ROWS_MAX: usize = 1_000;
 /// Failed polls in a row (each tried several times) after which the gateway counts as blind.
@@ -44,22 +47,13 @@ pub struct Tail<'s> {
     head: Option<HashSet<u64>>,
     totals: Totals,
     unfiltered_at: Instant,
-    /// Rows older than this, in the very first page, are backfill.
-    backfill_before: Option<Timestamp>,
     failures: u32,
 }
 
 impl<'s> Tail<'s> {
-    /// A tail; `backfill_before` flags older rows of its first page.
-    pub fn new(session: &'s Session, backfill_before: Option<Timestamp>) -> Self {
-        Self {
-            session,
-            head: None,
-            totals: Totals::default(),
-            unfiltered_at: Instant::now(),
-            backfill_before,
-            failures: 0,
-        }
+    /// A tail.
+    pub fn new(session: &'s Session) -> Self {
+        Self { session, head: None, totals: Totals::default(), unfiltered_at: Instant::now(), failures: 0 }
     }
 
     /// Polls until nothing can be appended any more.
@@ -96,6 +90,11 @@ impl<'s> Tail<'s> {
         Duration::from_secs_f64(60.0 / (per_minute * BUDGET_SHARE)).clamp(INTERVAL_MIN, INTERVAL_MAX)
     }
 
+    /// What joins the page before came since, whatever its time.
+    fn past(&self, joins: bool) -> Option<Timestamp> {
+        self.session.past().filter(|_| !joins || self.head.is_none())
+    }
+
     /// Sleeps until the next poll is due, counted from when the last began.
     async fn pace(&self, began: Instant) {
         tokio::time::sleep_until(began + self.interval()).await;
@@ -117,10 +116,8 @@ impl<'s> Tail<'s> {
             self.session.observe(&page);
             if unfiltered {
                 self.session.show();
-                self.session.intake.take(page.slots, Via::Tail, page.asked_at, None).await?;
-            } else {
-                self.head_page(window, page).await?;
             }
+            self.head_page(window, page).await?;
             self.pace(began).await;
         }
         Ok(())
@@ -129,7 +126,6 @@ impl<'s> Tail<'s> {
     async fn head_page(&mut self, window: Window, page: ListPage<Item>) -> Result<(), Halt> {
         let session = self.session;
         let (asked_at, total, whole) = (page.asked_at, page.total, page.is_whole_list());
-        let before = self.backfill_before.take();
         let first = self.head.is_none();
         let joins = whole
             || self.head.as_ref().is_some_and(|head| page.slots.iter().any(|slot| head.contains(&slot.key)));
@@ -141,7 +137,7 @@ impl<'s> Tail<'s> {
         let mut closed = joins || deep;
         if !closed && !first {
             metrics::counter!(names::HOLES).increment(1);
-            let old = self.head.take().unwrap_or_default();
+            let old = self.head.clone().unwrap_or_default();
             let source = session.source(Class::CatchUp, window.clone());
             let walked = seek::down(&source, Order::NewestFirst, page, WALK_ROWS_MAX, |rows| {
                 rows.iter().any(|slot| old.contains(&slot.key)) || seek::passed(rows, depth)
@@ -161,9 +157,13 @@ impl<'s> Tail<'s> {
             session.open_hole();
         }
         let via = if rows.len() > PAGE_ROWS as usize { Via::CatchUp } else { Via::Tail };
-        session.intake.take(rows, via, asked_at, before).await?;
+        session.intake.take(rows, via, asked_at, self.past(joins)).await?;
         self.head = Some(head);
-        if deep && !session.has_hole() {
+        if deep && session.resumed().is_some() && whole {
+            // Only a sweep looks for what upstream may have forgotten.
+            session.open_hole();
+        } else if deep && !session.has_hole() {
+            session.begun();
             session.covered.send_replace(Some(asked_at));
         }
         if !session.has_hole() {
@@ -176,7 +176,7 @@ impl<'s> Tail<'s> {
     /// Rows that upstream counts and nobody has read lie deeper than the tail reads.
     fn check_total(&mut self, window: &Window, total: Option<u64>) {
         let session = self.session;
-        if session.findings().total_exact != Some(true) {
+        if session.findings().total_exact != Some(true) || window.start.is_none() {
             return;
         }
         match self.totals.check(window.start, total, session.intake.distinct()) {
@@ -206,20 +206,22 @@ impl<'s> Tail<'s> {
         };
         session.observe(&page);
         let mut asked_at = page.asked_at;
-        let before = self.backfill_before.take();
         if self.head.is_some() || page.offset > 0 {
             // Nobody knows whether this joins what was read before.
             session.open_hole();
         }
         self.head = Some(keys(&page.slots));
         let (mut walker, rows) = Walker::start(&source, Toward::End, page);
-        session.intake.take(rows, Via::Tail, asked_at, before).await?;
+        session.intake.take(rows, Via::Tail, asked_at, session.past()).await?;
+        let mut reached_end = false;
         while session.mode() == Mode::OldestFirst && session.window_day() == day {
             let began = Instant::now();
             while let Some(rows) = walker.next().await? {
                 asked_at = asked_at.max(walker.asked_at());
-                session.intake.take(rows, Via::Tail, asked_at, None).await?;
+                let past = session.past().filter(|_| !reached_end);
+                session.intake.take(rows, Via::Tail, asked_at, past).await?;
             }
+            reached_end = true;
             (self.failures, asked_at) = (0, walker.asked_at());
             if self.unfiltered_at.elapsed() >= UNFILTERED_EVERY {
                 self.unfiltered_at = began;
@@ -243,7 +245,7 @@ impl<'s> Tail<'s> {
         while session.mode() == Mode::Windows {
             let began = Instant::now();
             // Now and then everything is read again: a row gone and another come leave the count as it was.
-            let everything = whole_at.is_none_or(|at| at.elapsed() >= UNFILTERED_EVERY);
+            let everything = whole_at.is_none_or(|at| at.elapsed() >= EVERYTHING_EVERY);
             if everything {
                 windows.forget_counts();
                 whole_at = Some(began);
@@ -251,9 +253,9 @@ impl<'s> Tail<'s> {
             }
             let mark = session.hole_mark();
             let asked_at = session.clock.now();
-            let before = self.backfill_before.take();
             let window = Window::since(session.window_day());
-            let complete = windows.read(session, Class::Tail, window, Via::Tail, before).await?;
+            let complete = windows.read(session, Class::Tail, window, Via::Tail, session.past()).await?;
+            session.begun();
             self.failures = 0;
             // After a long outage the sweep reads the days below the window first.
             if complete && session.depth().await >= midnight(day_plus(session.window_day(), 1)) {

@@ -75,6 +75,85 @@ async fn a_list_that_changes_between_any_two_requests() {
     run.stop().await;
 }
 
+/// Each way in which the API document may be read otherwise.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_reading_of_the_list_parameters() {
+    use faults::{Lists, Total};
+    let lists = [
+        Lists { page_cap: Some(37), ..Lists::default() },
+        Lists { total: Total::Absent, ..Lists::default() },
+        Lists { total: Total::Capped(150), ..Lists::default() },
+        Lists { total: Total::OffBy(7), ..Lists::default() },
+        Lists { total: Total::OffBy(-7), bare_array: true, ..Lists::default() },
+        Lists { offset_ignored: true, ..Lists::default() },
+        Lists { start_date_exclusive: true, end_date_exclusive: true, ..Lists::default() },
+        Lists { day_offset_minutes: -720, account_details: true, ..Lists::default() },
+        Lists { day_offset_minutes: 840, joined_at_read: true, ..Lists::default() },
+    ];
+    let check = |lists: Lists| async move {
+        let shown = format!("{lists:?}");
+        let rig = Rig::new(Faults { lists, ..Faults::default() }).await;
+        let mut run = rig.run();
+        backfilled(&mut run).await;
+        rig.sim.inject_burst(130);
+        rig.settled().await;
+        run.stop().await;
+        shown
+    };
+    let checked = futures_util::future::join_all(lists.map(check)).await;
+    assert_eq!(checked.len(), 9, "{checked:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clocks_and_times_that_are_wrong() {
+    for skew in [-3_600, 3_600] {
+        let content = faults::Content { clock_skew_s: skew, odd_timestamp: 0.2, ..Default::default() };
+        let faults = Faults { content, ..Faults::default() };
+        let rig = Rig::with(simulator::Config { faults, ..quiet() }).await;
+        let mut run = rig.run();
+        backfilled(&mut run).await;
+        rig.sim.inject_burst(40);
+        rig.settled().await;
+        run.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_upstream_forgot_meanwhile_is_announced() {
+    let rig = Rig::new(Faults::default()).await;
+    let mut run = rig.run();
+    backfilled(&mut run).await;
+    rig.settled().await;
+    run.seen(rig.clock.now()).await;
+    run.stop().await;
+    rig.sim.inject_burst(30);
+    rig.sim.remove_oldest(1_000_000);
+    rig.sim.inject_burst(10);
+    let mut run = rig.run();
+    rig.settled().await;
+    run.until("the hole is closed", |status| status.seen_until.is_some()).await;
+    let gaps: Vec<_> =
+        rig.everything().into_iter().filter(|e| e.data("event_type") == "simcast.gap").collect();
+    assert_eq!(gaps.len(), 1);
+    assert_eq!(gaps[0].data("extra")["reason"], "upstream");
+    run.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_gateway_polls_and_another_takes_over() {
+    let rig = Rig::new(Faults::default()).await;
+    let mut first = rig.run();
+    backfilled(&mut first).await;
+    let second = rig.run();
+    rig.sim.inject_burst(20);
+    rig.settled().await;
+    assert!(second.status.borrow().last_success.is_none(), "it asks for nothing while the other polls");
+    first.stop().await;
+    rig.sim.inject_burst(20);
+    rig.settled().await;
+    second.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn answers_that_break_cost_nothing_but_themselves() {
     let faults = Faults {

@@ -33,6 +33,10 @@ const TRIES_MAX: u32 = 5;
 /// First and longest pause between them.
 const PAUSE_MIN: Duration = Duration::from_millis(250);
 const PAUSE_MAX: Duration = Duration::from_secs(30);
+/// Without an answer for so long, the gateway is blind.
+const STALE_AFTER: Duration = Duration::from_secs(10);
+/// How often a failure that goes on is logged.
+const LOG_EVERY: Duration = Duration::from_secs(60);
 /// How often a refused key is tried again.
 const REFUSED_PAUSE: Duration = Duration::from_secs(60);
 
@@ -64,13 +68,24 @@ pub struct Upstream {
     rng: Mutex<fastrand::Rng>,
     /// When a refused key may be tried again.
     refused: Mutex<Option<Instant>>,
+    /// When a request last succeeded.
+    succeeded: Mutex<Option<Instant>>,
+    /// Which kind of failure was logged last, and when.
+    logged: Mutex<Option<(Kind, Instant)>>,
 }
 
 impl Upstream {
     /// Around a client.
     pub fn new(client: Client, board: Arc<Board>, rng_seed: u64) -> Self {
         let rng = Mutex::new(fastrand::Rng::with_seed(rng_seed));
-        Self { client, board, rng, refused: Mutex::new(None) }
+        Self {
+            client,
+            board,
+            rng,
+            refused: Mutex::default(),
+            succeeded: Mutex::default(),
+            logged: Mutex::default(),
+        }
     }
 
     /// A page of the account-wide list, asked for again while that can help.
@@ -127,9 +142,12 @@ impl Upstream {
         self.admitted().await;
         let query = PageQuery { limit: PAGE_ROWS as u32, offset, event_type: None };
         let answer = self.client.sim_activity(Class::Details, iccid, &query).await;
-        // A SIM that upstream does not know says nothing about upstream.
-        if !matches!(&answer, Err(error) if error.kind() == Kind::NotFound) {
-            self.note(Class::Details, &answer);
+        // That one SIM's list can't be had says nothing about the account's; a key that is refused does.
+        match &answer {
+            Err(error) if !matches!(error.kind(), Kind::Auth | Kind::RateLimited) => {
+                self.count(Class::Details, error.kind().as_str());
+            }
+            _ => self.note(Class::Details, &answer),
         }
         answer
     }
@@ -159,7 +177,7 @@ impl Upstream {
 
     fn note<T>(&self, class: Class, answer: &Result<Page<T>, Error>) {
         let outcome = answer.as_ref().map_or_else(|error| error.kind().as_str(), |_| "ok");
-        metrics::counter!(names::REQUESTS, "class" => class.as_str(), "outcome" => outcome).increment(1);
+        self.count(class, outcome);
         match answer {
             Ok(page) => {
                 let took = page.answered_at.duration_since(page.asked_at).as_secs_f64().max(0.0);
@@ -170,8 +188,14 @@ impl Upstream {
         }
     }
 
+    fn count(&self, class: Class, outcome: &'static str) {
+        metrics::counter!(names::REQUESTS, "class" => class.as_str(), "outcome" => outcome).increment(1);
+    }
+
     fn accepted(&self, at: Timestamp) {
         let was_refused = self.refused.lock().take().is_some();
+        *self.succeeded.lock() = Some(Instant::now());
+        self.logged.lock().take();
         if was_refused || self.board.status().state != UpstreamState::Ok {
             tracing::info!("upstream answers again");
         }
@@ -180,6 +204,15 @@ impl Upstream {
             status.message = None;
             status.last_success = Some(at);
         });
+    }
+
+    fn is_news(&self, kind: Kind) -> bool {
+        let mut logged = self.logged.lock();
+        let news = logged.is_none_or(|(last, at)| last != kind || at.elapsed() > LOG_EVERY);
+        if news {
+            *logged = Some((kind, Instant::now()));
+        }
+        news
     }
 
     fn failed(&self, error: &Error) {
@@ -195,11 +228,15 @@ impl Upstream {
         if state == UpstreamState::AuthFailed {
             *self.refused.lock() = Some(Instant::now() + REFUSED_PAUSE);
             tracing::error!(%error, advice, "upstream refuses the API key; nothing is read, the position is kept");
+        } else if self.is_news(error.kind()) {
+            tracing::warn!(%error, advice, kind = error.kind().as_str(), "requests to upstream fail");
         } else {
-            tracing::warn!(%error, advice, kind = error.kind().as_str(), "a request to upstream failed");
+            tracing::debug!(%error, "a request to upstream failed");
         }
-        // A single broken answer does not make the gateway blind; the tail decides when it has become stale.
-        let keeps_ok = state == UpstreamState::Stale && self.board.status().state == UpstreamState::Ok;
+        // A single broken answer does not make the gateway blind.
+        let blind = self.succeeded.lock().is_none_or(|at| at.elapsed() > STALE_AFTER);
+        let keeps_ok =
+            state == UpstreamState::Stale && !blind && self.board.status().state == UpstreamState::Ok;
         self.board.update(|status| {
             if !keeps_ok {
                 status.state = state;

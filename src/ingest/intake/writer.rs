@@ -65,6 +65,8 @@ pub struct Batch {
 pub enum Work {
     /// To append.
     Batch(Batch),
+    /// One of the gateway's own, to append.
+    Announce(Box<NewEvent>),
     /// To show when all before is durable.
     Seen(Timestamp),
     /// To answer when all before is durable.
@@ -99,6 +101,7 @@ impl Writer {
                 () = self.stopping.cancelled() => return Ok(()),
                 work = queue.recv() => match work {
                     Some(Work::Batch(batch)) => self.batch(batch).await?,
+                    Some(Work::Announce(event)) => self.append(vec![*event], Via::Sweep).await?,
                     Some(Work::Seen(at)) => self.seen(at),
                     Some(Work::Settle(done)) => {
                         // Whoever asked may have been stopped meanwhile.
