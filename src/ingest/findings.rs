@@ -14,7 +14,7 @@ use super::{
 const CONTRADICTIONS: u32 = 3;
 
 /// The findings. Each starts as what the API document suggests.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct Findings {
     /// Order of the account-wide list; None until a page shows one.
     pub order: Option<Order>,
@@ -33,27 +33,7 @@ pub struct Findings {
     pub page_rows: u64,
     /// Whether walks are lost so often that paging is not trusted.
     pub paging_lost: bool,
-    /// How far the times of upstream's Date header and ours are apart, seconds; positive when upstream is behind.
-    pub clock_behind_s: Option<f64>,
     probed_at: Option<Timestamp>,
-}
-
-impl Default for Findings {
-    fn default() -> Self {
-        Self {
-            order: None,
-            against_order: 0,
-            total_exact: None,
-            offset_honoured: None,
-            end_inclusive: None,
-            start_inclusive: None,
-            details_in_list: None,
-            page_rows: 0,
-            paging_lost: false,
-            clock_behind_s: None,
-            probed_at: None,
-        }
-    }
 }
 
 impl Findings {
@@ -144,7 +124,6 @@ impl Findings {
             "details_in_list": self.details_in_list,
             "page_rows": self.page_rows.min(PAGE_ROWS),
             "paging_trusted": !self.paging_lost,
-            "clock_behind_seconds": self.clock_behind_s,
         })
     }
 }

@@ -30,7 +30,8 @@ const PERIOD_MAX: Duration = Duration::from_secs(600);
 /// A shallow sweep finds what is a little late, between complete ones.
 const SHALLOW_PERIOD: Duration = Duration::from_secs(30);
 const SHALLOW_MIN: Duration = Duration::from_secs(60);
-/// Pages that a shallow sweep may take.
+/// Pages that a shallow sweep may take; below the least, the tail's own page is nearly as deep.
+const SHALLOW_PAGES_MIN: f64 = 0.5;
 const SHALLOW_PAGES_MAX: f64 = 3.0;
 /// Alarms can't make sweeps more frequent than this.
 const PAUSE: Duration = Duration::from_secs(3);
@@ -51,7 +52,8 @@ pub async fn run(session: &Session) -> Halt {
     loop {
         let due = complete_at.map_or_else(Instant::now, |at| at + period(session));
         let pending_hole = session.has_hole();
-        if !alarm && !(pending_hole && complete_at.is_none_or(|at| at.elapsed() > PAUSE)) {
+        let hole_is_due = pending_hole && complete_at.is_none_or(|at| at.elapsed() > PAUSE);
+        if !(alarm || hole_is_due) {
             tokio::select! {
                 () = session.sweep_now.notified() => alarm = true,
                 () = tokio::time::sleep_until(due.max(Instant::now() + PAUSE)) => {}
@@ -155,7 +157,7 @@ async fn shallow(session: &Session) -> Result<(), Halt> {
     let now = session.clock.now();
     let reach = lateness.depth(SHALLOW_MIN, session.lateness);
     let pages = lateness.rate(now) * reach.as_secs_f64() / PAGE_ROWS as f64;
-    if pages > SHALLOW_PAGES_MAX || pages < 0.5 || session.mode() == Mode::Windows {
+    if !(SHALLOW_PAGES_MIN..=SHALLOW_PAGES_MAX).contains(&pages) || session.mode() == Mode::Windows {
         return Ok(());
     }
     let reach = SignedDuration::try_from(reach).unwrap_or(SignedDuration::MAX);
