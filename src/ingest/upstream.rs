@@ -117,7 +117,9 @@ impl Upstream {
             end_date: window.end,
         };
         let mut pause = PAUSE_MIN;
-        for attempt in 1.. {
+        let mut attempt = 0;
+        loop {
+            attempt += 1;
             self.admitted().await;
             let answer = self.client.activity(class, &query).await;
             self.note(class, &answer);
@@ -131,7 +133,6 @@ impl Upstream {
                 Err(error) => return Err(error),
             }
         }
-        unreachable!("the loop ends by its bound")
     }
 
     /// A page of one SIM's list; one try.
