@@ -65,10 +65,15 @@ pub(super) async fn gate(
         }
         Verdict::Silence => return pending().await,
         Verdict::Serve(delay, ending) => {
-            if !delay.is_zero() {
-                sleep(delay).await;
+            // Half of it on the way back: a slow answer is old when it arrives.
+            let way = delay / 2;
+            if !way.is_zero() {
+                sleep(way).await;
             }
             let response = shared.through_proxy(request, next).await;
+            if !way.is_zero() {
+                sleep(way).await;
+            }
             body::end(response, ending, &peer, shared.clock.now()).await
         }
     };
