@@ -16,7 +16,7 @@ use std::{
     net::SocketAddr,
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
     rc::Rc,
-    time::Instant,
+    time::Duration,
 };
 
 use simcast::proto::{SubscribeRequest, event_service_client::EventServiceClient};
@@ -25,13 +25,25 @@ use tokio::{
     net::TcpStream,
     sync::Notify,
     task::LocalSet,
+    time::timeout,
 };
+use tonic::transport::Endpoint;
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
 
 /// In every event once, in JSON and protobuf alike.
 const NEEDLE: &[u8] = b"globalsim.connection";
 const STREAMS_PER_CONNECTION: usize = 100;
+/// Windows of a client that expects many events; those of the HTTP/2 default (64 KiB for all streams together) would
+/// measure how often it asks for more.
+const STREAM_WINDOW: u32 = 2 * 1024 * 1024;
+const CONNECTION_WINDOW: u32 = 16 * 1024 * 1024;
+/// Events in a batch, and how many batches make a run.
+const PLAN: [(usize, usize); 3] = [(1, 300), (8, 150), (64, 40)];
+/// Batches before those that count.
+const WARM_UP: usize = 5;
+/// How long one batch may take before the run is given up.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Transport {
@@ -52,25 +64,32 @@ impl Transport {
             Self::Grpc => "grpc",
         }
     }
+
+    /// Times the write loop, at most.
+    fn goal(self, events: usize) -> Option<f64> {
+        match (self, events) {
+            (Self::Floor, _) => None,
+            (Self::Grpc, 1 | 8) => Some(2.0),
+            _ => Some(1.5),
+        }
+    }
 }
 
 fn main() -> Outcome<()> {
     match std::env::args().nth(1).as_deref() {
         Some("floor") => support::floor::run(),
         Some("gateway") => support::gateway::run(),
-        // `cargo bench` passes --bench.
-        _ => measure(),
+        _ if std::env::args().any(|arg| arg == "--bench") => measure(),
+        // `cargo test --benches` runs this too, without the flag.
+        _ => {
+            println!("run by cargo bench");
+            Ok(())
+        }
     }
 }
 
 fn setting(name: &str, default: f64) -> f64 {
     std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
-}
-
-/// Events in a batch, and how many batches make a run.
-fn plan() -> [(usize, usize); 3] {
-    let scale = setting("SIMCAST_BENCH_SCALE", 1.0);
-    [(1, 200), (8, 100), (64, 30)].map(|(size, batches)| (size, ((batches as f64 * scale) as usize).max(5)))
 }
 
 fn measure() -> Outcome<()> {
@@ -79,55 +98,65 @@ fn measure() -> Outcome<()> {
     let pinned = pin_self();
     println!("{subscribers} subscribers that take everything, {runs} alternating runs, medians");
     println!(
-        "{}",
-        if pinned { "server on core 0, clients on core 1" } else { "not pinned: taskset is missing" }
+        "{}; load average {}",
+        if pinned { "server on core 0, clients on core 1" } else { "not pinned: taskset is missing" },
+        std::fs::read_to_string("/proc/loadavg")?.trim(),
     );
-    let mut results: Vec<((Transport, usize), Vec<(f64, f64)>)> = Vec::new();
-    let mut memory = Vec::new();
-    for run in 0..runs {
+    // By run, transport and batch size.
+    let mut costs: Vec<Vec<[f64; PLAN.len()]>> = Vec::new();
+    let mut memory: Vec<Vec<f64>> = Vec::new();
+    for run in 1..=runs {
+        let (mut of_run, mut of_memory) = (Vec::new(), Vec::new());
         for transport in Transport::ALL {
-            let (rows, per_connection) = one_run(transport, subscribers, pinned)?;
-            for (size, cost, rate) in rows {
-                match results.iter_mut().find(|(key, _)| *key == (transport, size)) {
-                    Some((_, values)) => values.push((cost, rate)),
-                    None => results.push(((transport, size), vec![(cost, rate)])),
-                }
-            }
-            if run == 0 {
-                memory.push((transport, per_connection));
-            }
+            let (cost, bytes) = one_run(transport, subscribers, pinned)?;
+            println!("run {run} {:<10} {}", transport.name(), cost.map(|us| format!("{us:>7.2}")).join(" "));
+            of_run.push(cost);
+            of_memory.push(bytes);
         }
+        costs.push(of_run);
+        memory.push(of_memory);
     }
     println!(
-        "\n{:<12} {:>6} {:>14} {:>9} {:>14}",
-        "transport", "batch", "us/delivery", "ratio", "deliveries/s"
+        "\n{:<11} {:>5} {:>16} {:>15} {:>9} {:>6} {:>6}",
+        "transport", "batch", "us per delivery", "min to max", "per core", "ratio", "goal"
     );
-    for (size, _) in plan() {
-        let median = |transport| {
-            let values = results.iter().find(|(key, _)| *key == (transport, size));
-            values.map_or((f64::NAN, f64::NAN), |(_, values)| {
-                let pick = |mut list: Vec<f64>| {
-                    list.sort_by(f64::total_cmp);
-                    list[list.len() / 2]
-                };
-                (pick(values.iter().map(|v| v.0).collect()), pick(values.iter().map(|v| v.1).collect()))
-            })
-        };
-        let floor = median(Transport::Floor).0;
-        for transport in Transport::ALL {
-            let (cost, rate) = median(transport);
-            println!("{:<12} {size:>6} {cost:>14.2} {:>9.2} {rate:>14.0}", transport.name(), cost / floor);
+    for (size, (events, _)) in PLAN.iter().enumerate() {
+        for (nth, transport) in Transport::ALL.into_iter().enumerate() {
+            let of_runs: Vec<f64> = costs.iter().map(|run| run[nth][size]).collect();
+            // Of each run by itself, since what else the machine does changes between runs.
+            let ratios: Vec<f64> = costs.iter().map(|run| run[nth][size] / run[0][size]).collect();
+            let (low, high) = of_runs.iter().fold((f64::MAX, 0.0_f64), |(a, b), v| (a.min(*v), b.max(*v)));
+            let cost = median(of_runs);
+            println!(
+                "{:<11} {events:>5} {cost:>16.2} {:>15} {:>7.0} k {:>6.2} {:>6}",
+                transport.name(),
+                format!("{low:.2} to {high:.2}"),
+                1e3 / cost,
+                median(ratios),
+                transport.goal(*events).map_or("-".to_owned(), |goal| goal.to_string()),
+            );
         }
     }
-    println!("\nresident bytes per idle subscriber:");
-    for (transport, bytes) in memory {
-        println!("{:<12} {bytes:>8.0}", transport.name());
+    println!("\nresident KiB of the server per idle subscriber:");
+    for (nth, transport) in Transport::ALL.into_iter().enumerate().skip(1) {
+        let goal = match transport {
+            Transport::WebSocket => "8",
+            Transport::Grpc => "12",
+            Transport::Floor | Transport::Sse => "-",
+        };
+        let bytes = median(memory.iter().map(|run| run[nth]).collect());
+        println!("{:<11} {:>6.1}   goal {goal}", transport.name(), bytes / 1024.0);
     }
     Ok(())
 }
 
-/// Cost in microseconds and deliveries per second for each batch size, and memory per idle subscriber.
-fn one_run(transport: Transport, subscribers: usize, pinned: bool) -> Outcome<(Vec<(usize, f64, f64)>, f64)> {
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// Server CPU in microseconds per delivery for each batch size, and resident bytes per idle subscriber.
+fn one_run(transport: Transport, subscribers: usize, pinned: bool) -> Outcome<([f64; PLAN.len()], f64)> {
     let mut server = Server::start(transport, subscribers, pinned)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let local = LocalSet::new();
@@ -135,24 +164,23 @@ fn one_run(transport: Transport, subscribers: usize, pinned: bool) -> Outcome<(V
     let clients = Clients::default();
     local.block_on(&runtime, clients.connect(transport, server.addr, subscribers))?;
     server.wait_ready()?;
-    let per_connection = (server.resident_bytes()? - before) / subscribers as f64;
-    let mut rows = Vec::new();
-    for (size, batches) in plan() {
+    let per_subscriber = (server.resident_bytes()? - before) / subscribers as f64;
+    let scale = setting("SIMCAST_BENCH_SCALE", 1.0);
+    let mut costs = [0.0; PLAN.len()];
+    for (cost, (size, batches)) in costs.iter_mut().zip(PLAN) {
+        let batches = ((batches as f64 * scale) as usize).max(5);
         // The first batches grow buffers; they are not counted.
-        for _ in 0..3 {
+        let mut cpu = 0.0;
+        for batch in 0..WARM_UP + batches {
+            if batch == WARM_UP {
+                cpu = server.cpu_seconds()?;
+            }
             server.publish(size)?;
-            local.block_on(&runtime, clients.wait(size * subscribers));
+            local.block_on(&runtime, clients.wait(size * subscribers))?;
         }
-        let (cpu, started) = (server.cpu_seconds()?, Instant::now());
-        for _ in 0..batches {
-            server.publish(size)?;
-            local.block_on(&runtime, clients.wait(size * subscribers));
-        }
-        let deliveries = (size * subscribers * batches) as f64;
-        let cost = (server.cpu_seconds()? - cpu) * 1e6 / deliveries;
-        rows.push((size, cost, deliveries / started.elapsed().as_secs_f64()));
+        *cost = (server.cpu_seconds()? - cpu) * 1e6 / (size * subscribers * batches) as f64;
     }
-    Ok((rows, per_connection))
+    Ok((costs, per_subscriber))
 }
 
 /// The child.
@@ -201,12 +229,14 @@ impl Server {
         Ok(())
     }
 
-    /// User and system time of all threads, from clock ticks of 10 ms.
+    /// Time on a CPU of all threads, in user and kernel mode.
     fn cpu_seconds(&self) -> Outcome<f64> {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
-        let fields: Vec<_> = stat.rsplit_once(')').ok_or("stat")?.1.split_whitespace().collect();
-        let ticks: f64 = fields[11].parse::<f64>()? + fields[12].parse::<f64>()?;
-        Ok(ticks / 100.0)
+        let mut nanoseconds = 0.0;
+        for thread in std::fs::read_dir(format!("/proc/{}/task", self.child.id()))? {
+            let stat = std::fs::read_to_string(thread?.path().join("schedstat"))?;
+            nanoseconds += stat.split_whitespace().next().ok_or("schedstat")?.parse::<f64>()?;
+        }
+        Ok(nanoseconds / 1e9)
     }
 
     fn resident_bytes(&self) -> Outcome<f64> {
@@ -242,10 +272,12 @@ impl Clients {
                 tokio::task::spawn_local(self.clone().read_socket(transport, stream, addr));
             }
         }
-        while self.ready.get() < subscribers {
-            self.arrived.notified().await;
-        }
-        Ok(())
+        let all = timeout(PATIENCE, async {
+            while self.ready.get() < subscribers {
+                self.arrived.notified().await;
+            }
+        });
+        all.await.map_err(|_| format!("only {} subscribers are ready", self.ready.get()).into())
     }
 
     async fn read_socket(self, transport: Transport, mut stream: TcpStream, addr: SocketAddr) {
@@ -289,7 +321,10 @@ impl Clients {
         let mut client = None;
         for n in 0..subscribers {
             if n % STREAMS_PER_CONNECTION == 0 {
-                client = Some(EventServiceClient::connect(format!("http://{addr}")).await?);
+                let endpoint = Endpoint::from_shared(format!("http://{addr}"))?
+                    .initial_stream_window_size(STREAM_WINDOW)
+                    .initial_connection_window_size(CONNECTION_WINDOW);
+                client = Some(EventServiceClient::new(endpoint.connect().await?));
             }
             let Some(client) = &mut client else { continue };
             let mut stream = client.subscribe(SubscribeRequest::default()).await?.into_inner();
@@ -315,11 +350,16 @@ impl Clients {
         }
     }
 
-    async fn wait(&self, events: usize) {
+    /// Waits until all have `events` more; a stream that broke off shows by its absence.
+    async fn wait(&self, events: usize) -> Outcome<()> {
         self.target.set(self.target.get() + events);
-        while self.received.get() < self.target.get() {
-            self.arrived.notified().await;
-        }
+        let all = timeout(PATIENCE, async {
+            while self.received.get() < self.target.get() {
+                self.arrived.notified().await;
+            }
+        });
+        let missing = || format!("{} of {} events", self.received.get(), self.target.get());
+        all.await.map_err(|_| format!("only {} came", missing()).into())
     }
 }
 
