@@ -25,9 +25,11 @@ use crate::{
 
 /// SIMs asked at a time.
 const CONCURRENCY: usize = 8;
+/// Those of them that nobody waits for: each takes a request that a waiting batch might need the next moment.
+const FOLLOWERS: usize = 1;
 /// Rows that may want details; 10 MiB of rows.
 const WANTS_MAX: usize = 10_000;
-/// SIMs that may wait before it is hopeless for a batch to wait too.
+/// SIMs with waiting batches before it is hopeless for another batch to wait too.
 const BUSY_SIMS: usize = 32;
 /// Messages on the way to the task.
 const QUEUE_MAX: usize = 1_024;
@@ -134,6 +136,13 @@ struct Task {
     waiting: Arc<AtomicUsize>,
 }
 
+/// A SIM whose list is to be read now.
+struct Turn {
+    iccid: Iccid,
+    identities: HashSet<u64>,
+    waited_for: bool,
+}
+
 #[derive(Default)]
 struct Sim {
     wants: Vec<Want>,
@@ -145,19 +154,22 @@ struct Sim {
 impl Task {
     async fn run(mut self, mut receiver: mpsc::Receiver<Vec<Want>>) {
         let mut asked = FuturesUnordered::new();
+        let mut followers = 0;
         loop {
             while asked.len() < CONCURRENCY
-                && let Some((iccid, identities)) = self.next_turn()
+                && let Some(turn) = self.next_turn(followers < FOLLOWERS)
             {
                 let upstream = Arc::clone(&self.upstream);
+                followers += usize::from(!turn.waited_for);
                 asked.push(async move {
-                    let answer = ask(&upstream, &iccid, identities).await;
-                    (iccid, answer)
+                    let answer = ask(&upstream, &turn.iccid, turn.identities).await;
+                    (turn.iccid, turn.waited_for, answer)
                 });
             }
-            self.waiting.store(self.turns.len(), Ordering::Relaxed);
+            let waited_for = self.turns.iter().filter(|(_, iccid)| is_waited_for(&self.sims, iccid));
+            self.waiting.store(waited_for.count(), Ordering::Relaxed);
             let due = self.turns.iter().map(|(at, _)| *at).min();
-            let free = asked.len() < CONCURRENCY;
+            let free = asked.len() < CONCURRENCY && followers < FOLLOWERS;
             let wake = async {
                 match due {
                     Some(at) if free => tokio::time::sleep_until(at).await,
@@ -169,7 +181,8 @@ impl Task {
                     Some(wants) => self.add(wants),
                     None => return,
                 },
-                Some((iccid, answer)) = asked.next() => {
+                Some((iccid, waited_for, answer)) = asked.next() => {
+                    followers -= usize::from(!waited_for);
                     let done = self.answered(&iccid, answer);
                     if !done.is_empty() && self.completed.send(done).await.is_err() {
                         return;
@@ -209,11 +222,14 @@ impl Task {
         }
     }
 
-    /// The next SIM that is due, with the identities wanted of it.
-    fn next_turn(&mut self) -> Option<(Iccid, HashSet<u64>)> {
+    /// The next SIM that is due; one that nobody waits for only with `followers_too`.
+    fn next_turn(&mut self, followers_too: bool) -> Option<Turn> {
         let now = Instant::now();
         for _ in 0..self.turns.len() {
-            let at = self.turns.iter().position(|(at, _)| *at <= now)?;
+            let at = self
+                .turns
+                .iter()
+                .position(|(at, iccid)| *at <= now && (followers_too || is_waited_for(&self.sims, iccid)))?;
             let (_, iccid) = self.turns.remove(at)?;
             let Some(sim) = self.sims.get_mut(&iccid) else { continue };
             sim.queued = false;
@@ -225,8 +241,9 @@ impl Task {
                 continue;
             }
             sim.asked = true;
+            let waited_for = sim.wants.iter().any(|want| !want.follows());
             let identities = sim.wants.iter().map(|want| want.identity).collect();
-            return Some((iccid, identities));
+            return Some(Turn { iccid, identities, waited_for });
         }
         None
     }

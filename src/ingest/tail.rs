@@ -35,6 +35,8 @@ const BUDGET_SHARE: f64 = 0.6;
 const UNFILTERED_EVERY: Duration = Duration::from_secs(5);
 /// How often a list without order is read wholly, whatever upstream counts.
 const EVERYTHING_EVERY: Duration = Duration::from_secs(60);
+/// How often the status shows findings and budget anew.
+const SHOW_EVERY: Duration = Duration::from_secs(1);
 /// Rows that a walk down may hold before the hole is left to the sweep.
 const WALK_ROWS_MAX: usize = 1_000;
 /// Failed polls in a row (each tried several times) after which the gateway counts as blind.
@@ -48,12 +50,21 @@ pub struct Tail<'s> {
     totals: Totals,
     unfiltered_at: Instant,
     failures: u32,
+    /// When findings and budget last went on the board.
+    shown_at: Instant,
 }
 
 impl<'s> Tail<'s> {
     /// A tail.
     pub fn new(session: &'s Session) -> Self {
-        Self { session, head: None, totals: Totals::default(), unfiltered_at: Instant::now(), failures: 0 }
+        Self {
+            session,
+            head: None,
+            totals: Totals::default(),
+            unfiltered_at: Instant::now(),
+            failures: 0,
+            shown_at: Instant::now(),
+        }
     }
 
     /// Polls until nothing can be appended any more.
@@ -96,7 +107,11 @@ impl<'s> Tail<'s> {
     }
 
     /// Sleeps until the next poll is due, counted from when the last began.
-    async fn pace(&self, began: Instant) {
+    async fn pace(&mut self, began: Instant) {
+        if self.shown_at.elapsed() >= SHOW_EVERY {
+            self.shown_at = Instant::now();
+            self.session.show();
+        }
         tokio::time::sleep_until(began + self.interval()).await;
     }
 
@@ -114,9 +129,7 @@ impl<'s> Tail<'s> {
             let page = self.session.upstream.page(Class::Tail, &window, 0).await?;
             self.failures = 0;
             self.session.observe(&page);
-            if unfiltered {
-                self.session.show();
-            }
+            if unfiltered {}
             self.head_page(window, page).await?;
             self.pace(began).await;
         }
@@ -223,10 +236,6 @@ impl<'s> Tail<'s> {
             }
             reached_end = true;
             (self.failures, asked_at) = (0, walker.asked_at());
-            if self.unfiltered_at.elapsed() >= UNFILTERED_EVERY {
-                self.unfiltered_at = began;
-                session.show();
-            }
             if !session.has_hole() {
                 session.intake.seen_until(asked_at).await?;
             }
@@ -249,7 +258,6 @@ impl<'s> Tail<'s> {
             if everything {
                 windows.forget_counts();
                 whole_at = Some(began);
-                session.show();
             }
             let mark = session.hole_mark();
             let asked_at = session.clock.now();
