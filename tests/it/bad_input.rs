@@ -139,11 +139,17 @@ async fn grpc_mistakes_carry_typed_details() {
 async fn no_token_and_the_wrong_role_are_refused_everywhere() {
     let world = World::quiet().await;
     let config = world.dir.path().join("simcast.toml");
-    let (_, out, _) = run(&["token", "new", "--name", "reader", "--role", "read"], &[], world.dir.path());
-    let token =
-        out.split_whitespace().find(|word| word.starts_with("sct_")).unwrap_or_else(|| panic!("{out}"));
-    let block: String = out[out.find("[[auth.tokens]]").unwrap()..].to_owned();
-    fs::write(&config, block).unwrap();
+    let mut tokens = Vec::new();
+    let mut text = String::new();
+    for (name, role) in [("reader", "read"), ("hooks", "webhooks")] {
+        let (_, out, told) = run(&["token", "new", "--name", name, "--role", role], &[], world.dir.path());
+        let token = told.split_whitespace().find(|word| word.starts_with("sct_"));
+        tokens.push(token.unwrap_or_else(|| panic!("{told}")).to_owned());
+        assert!(!out.contains(&tokens[tokens.len() - 1]), "what goes into the file is not the secret");
+        text.push_str(&out);
+    }
+    let [token, wrong_role] = &tokens[..] else { panic!("two tokens") };
+    fs::write(&config, text).unwrap();
     let sources =
         simcast::config::Sources { file: Some(config), env: world.settings(), ..Default::default() };
     let config = simcast::config::load(&sources).unwrap();
@@ -153,6 +159,22 @@ async fn no_token_and_the_wrong_role_are_refused_everywhere() {
     for path in ["/v1/events", "/v1/events/x", "/v1/events/sse", "/v1/stream", "/v1/subscribers"] {
         let (status, body) = get(running.http, path).await;
         assert_eq!(status, 401, "{path}: {body}");
+    }
+    for path in ["/v1/events", "/v1/events/x", "/v1/events/sse", "/v1/stream", "/v1/subscribers"] {
+        let url = format!("http://{}{path}", running.http);
+        let answer = super::support::http().get(url).bearer_auth(wrong_role).send().await.unwrap();
+        assert_eq!(answer.status(), 403, "{path}");
+        says(&answer.text().await.unwrap(), &["forbidden", "read"]);
+    }
+    let mut socket = Socket::open(running.http, "").await.unwrap();
+    socket.send(json!({"type": "auth", "token": wrong_role})).await;
+    loop {
+        let message = socket.next().await;
+        if message["type"] == "closed" {
+            assert_eq!(message["code"], 4403, "{message}");
+            break;
+        }
+        assert_ne!(message["type"], "subscribed", "nothing for the wrong role");
     }
     let mut socket = Socket::open(running.http, "").await.unwrap();
     loop {
@@ -182,19 +204,15 @@ async fn no_token_and_the_wrong_role_are_refused_everywhere() {
     let mut request = tonic::Request::new(proto::GetStreamInfoRequest {});
     request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
     client.get_stream_info(request).await.unwrap();
+    let mut request = tonic::Request::new(proto::GetStreamInfoRequest {});
+    request.metadata_mut().insert("authorization", format!("Bearer {wrong_role}").parse().unwrap());
+    assert_eq!(client.get_stream_info(request).await.unwrap_err().code(), tonic::Code::PermissionDenied);
     running.lifecycle.drain();
     running.join().await;
 }
 
-fn env_of(world: &World, change: &[(&str, &str)]) -> Vec<(String, String)> {
-    let mut env: Vec<_> = world.settings();
-    env.retain(|(name, _)| !change.iter().any(|(other, _)| name == other));
-    env.extend(change.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
-    env
-}
-
 fn serve(world: &World, args: &[&str], change: &[(&str, &str)]) -> (Option<i32>, String) {
-    let env = env_of(world, change);
+    let env = world.settings_with(change);
     let env: Vec<_> = env.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
     let (code, _, errors) = run(&[&["serve"], args].concat(), &env, world.dir.path());
     (code, errors)

@@ -60,14 +60,21 @@ impl World {
         .collect()
     }
 
+    /// The same with some settings replaced or added.
+    pub fn settings_with(&self, change: &[(&str, &str)]) -> Vec<(String, String)> {
+        let mut env = self.settings();
+        env.retain(|(name, _)| !change.iter().any(|(other, _)| name == other));
+        env.extend(change.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+        env
+    }
+
     /// A gateway in this process.
     pub async fn gateway(&self) -> Gateway {
         self.gateway_with(&[]).await
     }
 
     pub async fn gateway_with(&self, more: &[(&str, &str)]) -> Gateway {
-        let mut env = self.settings();
-        env.extend(more.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())));
+        let env = self.settings_with(more);
         let config = config::load(&Sources { env, ..Sources::default() }).unwrap();
         let running = app::start(config, clock::system(), Metrics::install().unwrap()).await.unwrap();
         Gateway { http: running.http, grpc: running.grpc, admin: running.admin, running }
@@ -111,30 +118,27 @@ impl ChildGateway {
     pub fn start(settings: &[(String, String)]) -> Self {
         let mut child = simcast()
             .arg("serve")
-            .env("SIMCAST__LOG__FORMAT", "json")
             .envs(settings.iter().map(|(key, value)| (key, value)))
-            .stdout(Stdio::null())
+            .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let mut lines = BufReader::new(child.stderr.take().unwrap());
-        let mut log = String::new();
-        let listening = loop {
-            let mut line = String::new();
-            assert_ne!(
-                lines.read_line(&mut line).unwrap(),
-                0,
-                "the gateway ended before it listened:\n{log}"
-            );
-            log.push_str(&line);
-            let Ok(entry) = serde_json::from_str::<Value>(&line) else { continue };
-            if entry["fields"]["message"] == "listening" {
-                break entry["fields"].clone();
-            }
-        };
-        // Whatever else it logs must not fill the pipe.
-        std::thread::spawn(move || std::io::copy(&mut lines, &mut std::io::sink()));
-        let addr = |name: &str| listening[name].as_str().unwrap().parse().unwrap();
+        let mut errors = child.stderr.take().unwrap();
+        // Read all along, so that the pipe never fills; shown when the start fails.
+        let log = std::thread::spawn(move || {
+            let mut text = String::new();
+            errors.read_to_string(&mut text).map(|_| text)
+        });
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
+        let listening: BTreeMap<String, String> = lines
+            .take(3)
+            .filter_map(|line| line.split_once(' ').map(|(name, addr)| (name.to_owned(), addr.to_owned())))
+            .collect();
+        if listening.len() < 3 {
+            child.kill().unwrap();
+            panic!("the gateway ended before it listened:\n{}", log.join().unwrap().unwrap());
+        }
+        let addr = |name: &str| listening[name].parse().unwrap();
         Self { http: addr("http"), grpc: addr("grpc"), child }
     }
 
