@@ -2,6 +2,8 @@
 //!
 //! Apart from the other tests and by child processes, because the environment belongs to a whole process.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::{
     path::Path,
     process::{Command, Output},

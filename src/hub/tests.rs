@@ -17,7 +17,7 @@ fn entry(n: u64) -> Entry {
     let id = format!("evt_{n}");
     let mut event = Event::new(id.clone(), "/globalsim/test".into(), TYPES[(n % 3) as usize]);
     event.iccid = Iccid::parse(&format!("8947{:015}", n % 5)).ok();
-    event.device_id = (n % 4 != 0).then(|| format!("Dev-{}", n % 4));
+    event.device_id = (!n.is_multiple_of(4)).then(|| format!("Dev-{}", n % 4));
     event.time = Some(Timestamp::from_second(1_700_000_000 + n as i64).unwrap());
     event.flags = Flags::default();
     let identity =

@@ -129,7 +129,6 @@ impl<'s> Tail<'s> {
             let page = self.session.upstream.page(Class::Tail, &window, 0).await?;
             self.failures = 0;
             self.session.observe(&page);
-            if unfiltered {}
             self.head_page(window, page).await?;
             self.pace(began).await;
         }

@@ -1,6 +1,8 @@
 //! Whole gateways, in process or as real child processes, against the simulator, on port 0. One binary, because each
 //! further one would link everything again.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod bad_input;
 mod clients;
 mod crash;
