@@ -1,8 +1,8 @@
 //! The frontends: thin translations between a wire and the hub, which do not know each other.
 //!
-//! A frontend reads who is asking ([`auth`](crate::auth)), what for ([`params`] or its own messages), hands both to the
+//! A frontend reads who is asking ([`auth`]), what for ([`params`] or its own messages), hands both to the
 //! [`hub`](crate::hub) and writes what comes back, which is ready-made bytes. What they share lies here: the
-//! [`Limits`] that every client is told, one [error](error) table, the [registry] of who is connected.
+//! [`Limits`] that every client is told, one [error] table, the [registry] of who is connected.
 //!
 //! | wire | where | file |
 //! |---|---|---|

@@ -78,7 +78,7 @@ impl Row {
         key
     }
 
-    /// The id where upstream gave none, see [`generated_id`](crate::event::identity::generated_id). `ordinal` counts
+    /// The id where upstream gave none, see `event::identity::generated_id`. `ordinal` counts
     /// the rows of one page that have the same [`Row::content_key`], from 0.
     pub fn generated_id(&self, ordinal: u32) -> String {
         generated_id(&self.content_key(), ordinal)
