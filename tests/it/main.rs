@@ -10,3 +10,4 @@ mod drain;
 mod resume;
 mod scenario;
 mod support;
+mod tidy;

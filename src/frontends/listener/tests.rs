@@ -1,3 +1,5 @@
+//! The accept loop against raw sockets: each deadline, the cap, draining.
+
 use std::{net::SocketAddr, time::Duration};
 
 use axum::{
