@@ -28,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     event::{Cursor, FieldPolicy, GapReason, OnExpired, Predicate, Start},
-    log::{Direction, Log, ReadRequest},
+    log::{Direction, Log, ReadError, ReadRequest},
 };
 pub use frame::{Batch, Encoding};
 pub use history::{History, HistoryQuery, HistoryStart, Order};
@@ -158,16 +158,30 @@ impl Hub {
     }
 
     /// Reads one page behind the edge and gives each outlet its chunks.
-    fn publish_next(&self) -> Result<(), crate::log::ReadError> {
+    fn publish_next(&self) -> Result<(), ReadError> {
         let shared = &*self.0;
         let unfiltered = Predicate::unfiltered();
-        let page = shared.log.read(ReadRequest {
+        let page = match shared.log.read(ReadRequest {
             from: self.edge().seq,
             direction: Direction::Forward,
             predicate: &unfiltered,
             limit: shared.config.batch_events,
             max_bytes: shared.config.batch_bytes,
-        })?;
+        }) {
+            Err(ReadError::Expired { first_seq }) => {
+                tracing::error!(
+                    first_seq,
+                    "retention has overtaken live delivery: it goes on at the oldest event"
+                );
+                self.restart_at(first_seq.saturating_sub(1));
+                return Ok(());
+            }
+            page => page?,
+        };
+        if !page.holes.is_empty() {
+            self.restart_at(page.next);
+            return Ok(());
+        }
         let cursor = match page.events.last() {
             Some(last) if last.seq() == page.next => last.cursor(shared.log.incarnation()),
             _ => shared.log.cursor_at(page.next),
@@ -180,6 +194,19 @@ impl Hub {
             outlet.wake();
         }
         Ok(())
+    }
+
+    /// Moves the edge over what can't be published as it is. Nothing of it goes to the outlets, so that everyone who
+    /// has not read so far does so in the log, and is told there what is missing.
+    fn restart_at(&self, seq: u64) {
+        let cursor = self.0.log.cursor_at(seq);
+        let mut table = self.0.table.lock();
+        let outlets = table.restart(seq);
+        *self.0.edge.lock() = cursor;
+        drop(table);
+        for outlet in outlets {
+            outlet.wake();
+        }
     }
 
     /// The cursors of the oldest and newest position, for those whose own is out of range.

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use crate::{
     event::{Cursor, FieldPolicy, Gap, Keys, OnExpired, Predicate},
-    log::{Direction, ReadPage, ReadRequest},
+    log::{Direction, Hole, ReadPage, ReadRequest},
 };
 
 /// Most events that one history read gives.
@@ -161,8 +161,13 @@ fn read(hub: &Hub, query: &HistoryQuery) -> Result<History, Error> {
                 max_bytes: HISTORY_BYTES_MAX.saturating_sub(out.len()),
             })
             .map_err(unavailable)?;
+        // One answer has room for one gap: it ends before the next, which heads the next answer.
+        let untold = page.holes.get(usize::from(gap.is_none())).copied();
         if gap.is_none() {
             gap = page.holes.first().map(|hole| gap_of(log, hole));
+        }
+        if let Some(hole) = &untold {
+            cut(&mut page, hole, query.order);
         }
         let past_end = trim(&mut page, query);
         if let Some(joined) = join(log, &page, query.encoding, query.policy.as_deref()) {
@@ -170,7 +175,11 @@ fn read(hub: &Hub, query: &HistoryQuery) -> Result<History, Error> {
         }
         from = page.next;
         caught_up = page.at_end || past_end;
-        if caught_up || out.starts.len() >= query.limit as usize || out.len() >= HISTORY_BYTES_MAX {
+        if untold.is_some()
+            || caught_up
+            || out.starts.len() >= query.limit as usize
+            || out.len() >= HISTORY_BYTES_MAX
+        {
             break;
         }
     }
@@ -178,6 +187,20 @@ fn read(hub: &Hub, query: &HistoryQuery) -> Result<History, Error> {
     let next = log.cursor_at(if from == u64::MAX { log.bounds().last_seq } else { from });
     let count = out.starts.len() as u32;
     Ok(History { bytes: out.into_items(), count, next, caught_up, gap })
+}
+
+/// Ends a page before a hole.
+fn cut(page: &mut ReadPage, hole: &Hole, order: Order) {
+    let before = |seq: u64| match order {
+        Order::Asc => seq < hole.first_seq,
+        Order::Desc => seq > hole.last_seq,
+    };
+    page.events.retain(|event| before(event.seq()));
+    page.next = match order {
+        Order::Asc => hole.first_seq - 1,
+        Order::Desc => hole.last_seq + 1,
+    };
+    page.at_end = false;
 }
 
 /// Drops what the time bounds exclude; true where nothing further in this direction can lie within them. Only

@@ -144,6 +144,17 @@ impl Table {
         woken
     }
 
+    /// Empties every outlet, which is complete again from `edge` on; returns all, for waking.
+    pub(super) fn restart(&mut self, edge: u64) -> Vec<Arc<Outlet>> {
+        let outlets = self.nodes.values().flat_map(|node| node.outlets.values());
+        outlets
+            .map(|(outlet, _)| {
+                outlet.restart(edge);
+                outlet.clone()
+            })
+            .collect()
+    }
+
     fn candidates(&self, keys: &Keys<'_>, mut visit: impl FnMut(NodeId, &Node)) {
         let none = Vec::new();
         let listed = [

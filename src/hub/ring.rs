@@ -85,6 +85,11 @@ impl Outlet {
         }
     }
 
+    /// Forgets everything up to `floor`.
+    pub(super) fn restart(&self, floor: u64) {
+        *self.ring.lock() = Ring { floor, chunks: VecDeque::new(), bytes: 0 };
+    }
+
     /// What lies behind a position.
     pub(super) fn find(&self, position: u64) -> Found {
         let ring = self.ring.lock();

@@ -209,11 +209,26 @@ fn read_page(
         }
         Err(error) => return Err(Error::Unavailable(error.to_string())),
     };
+    let (read, hole) = up_to_hole(read);
     let next = log.cursor_at(read.next);
-    let gaps = read.holes.iter().map(|hole| gap_of(log, hole)).collect();
+    let gaps = hole.iter().map(|hole| gap_of(log, hole)).collect();
     let batch =
         join(log, &read, outlet.encoding, outlet.policy.as_deref()).map(|joiner| joiner.finish(next).0);
     Ok(Page { batch, next, gaps })
+}
+
+/// Cuts a page short at its first hole, or to that hole alone where nothing comes before it: so no batch's cursor
+/// passes a gap that has not been told, and no gap's passes events that have not been handed out.
+fn up_to_hole(mut page: ReadPage) -> (ReadPage, Option<Hole>) {
+    let Some(hole) = page.holes.first().copied() else { return (page, None) };
+    let before = page.events.partition_point(|event| event.seq() < hole.first_seq);
+    page.events.truncate(before);
+    if before > 0 {
+        page.next = hole.first_seq - 1;
+        return (page, None);
+    }
+    page.next = hole.last_seq;
+    (page, Some(hole))
 }
 
 /// Encodes the events of a page; None where there are none.

@@ -11,6 +11,8 @@ use crate::{
     log::Entry,
 };
 
+mod holes;
+
 const TYPES: [&str; 3] = ["connection", "disconnection", "network_change"];
 
 fn entry(n: u64) -> Entry {
