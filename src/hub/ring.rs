@@ -96,6 +96,14 @@ impl Outlet {
         if position < ring.floor {
             return Found::Behind;
         }
+        // Mostly the newest chunk is wanted, or none; a search through the older ones would touch each of them.
+        let mut newest = ring.chunks.iter().rev();
+        let Some(last) = newest.next().filter(|chunk| chunk.last_seq() > position) else {
+            return Found::Drained;
+        };
+        if newest.next().is_none_or(|before| before.last_seq() <= position) {
+            return Found::Batch(last.after(position));
+        }
         let at = ring.chunks.partition_point(|chunk| chunk.last_seq() <= position);
         ring.chunks.get(at).map_or(Found::Drained, |chunk| Found::Batch(chunk.after(position)))
     }

@@ -130,6 +130,11 @@ impl Subscription {
                 self.target = None;
                 return Delivery::CaughtUp(self.position);
             }
+            // What is there already is taken without a place among those who wait.
+            if let Found::Batch(batch) = self.outlet.find(self.position.seq) {
+                self.position = batch.cursor;
+                return Delivery::Batch(batch);
+            }
             let outlet = self.outlet.clone();
             let mut changed = std::pin::pin!(outlet.changed.notified());
             // Registered before looking, so that a chunk pushed in between wakes us.
