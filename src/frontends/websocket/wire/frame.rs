@@ -1,7 +1,5 @@
 //! The head of a text frame: the frame's header and what differs between subscribers, on the stack.
 
-use std::io::Write as _;
-
 use crate::event::Cursor;
 
 /// Of a frame's header: opcode, length, extended length (RFC 6455, section 5.2).
@@ -26,15 +24,38 @@ impl Prefix {
     /// [`messages`](crate::frontends::websocket::messages).
     pub(in crate::frontends::websocket) fn events(sub: &str, n: u64, cursor: Cursor) -> Self {
         let mut prefix = Self::EMPTY;
-        let mut room = &mut prefix.bytes[HEADER_MAX..];
-        let cursor = cursor.encode();
-        let cursor = std::str::from_utf8(&cursor).unwrap_or_default();
-        // PREFIX_MAX holds the longest name and number.
-        let written =
-            write!(room, r#"{{"type":"events","sub":"{sub}","n":{n},"cursor":"{cursor}","items":["#);
-        debug_assert!(written.is_ok());
-        prefix.end = HEADER_MAX + PREFIX_MAX - room.len();
+        // Pieces instead of a format: this is done for each delivery. They fit: see PREFIX_MAX.
+        prefix.push(br#"{"type":"events","sub":""#);
+        prefix.push(sub.as_bytes());
+        prefix.push(br#"","n":"#);
+        prefix.push_number(n);
+        prefix.push(br#","cursor":""#);
+        prefix.push(&cursor.encode());
+        prefix.push(br#"","items":["#);
         prefix
+    }
+
+    fn push(&mut self, piece: &[u8]) {
+        let end = self.end + piece.len();
+        debug_assert!(end <= self.bytes.len());
+        if let Some(room) = self.bytes.get_mut(self.end..end) {
+            room.copy_from_slice(piece);
+            self.end = end;
+        }
+    }
+
+    fn push_number(&mut self, mut n: u64) {
+        let mut digits = [0; 20];
+        let mut start = digits.len();
+        loop {
+            start -= 1;
+            digits[start] = b'0' + (n % 10) as u8;
+            n /= 10;
+            if n == 0 {
+                break;
+            }
+        }
+        self.push(&digits[start..]);
     }
 
     /// The head of a text frame with this prefix and a body of `body` bytes.
