@@ -24,6 +24,7 @@ pub mod sse;
 pub mod websocket;
 
 mod drain;
+mod latch;
 
 #[cfg(test)]
 pub(crate) mod tests_support;

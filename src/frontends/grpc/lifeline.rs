@@ -14,7 +14,7 @@ use super::status;
 use crate::{
     auth::Principal,
     clock::SharedClock,
-    frontends::{ApiError, Code, Context},
+    frontends::{ApiError, Code, Context, latch::Latch},
 };
 
 /// Longest time between two looks at the wall clock, which may have been corrected meanwhile.
@@ -38,8 +38,8 @@ pub(super) struct Lifeline {
     principal: Arc<Principal>,
     expiry_check: Option<Instant>,
     clock: SharedClock,
-    draining: Pin<Box<WaitForCancellationFutureOwned>>,
-    stopping: Pin<Box<WaitForCancellationFutureOwned>>,
+    draining: Latch<WaitForCancellationFutureOwned>,
+    stopping: Latch<WaitForCancellationFutureOwned>,
     drained: bool,
     timer: Pin<Box<Sleep>>,
 }
@@ -52,9 +52,8 @@ impl Lifeline {
             principal,
             expiry_check: None,
             clock: Arc::clone(&context.clock),
-            // Looking at a token takes its locks; a child's own are not shared with all other streams.
-            draining: Box::pin(context.draining.child_token().cancelled_owned()),
-            stopping: Box::pin(context.stop.child_token().cancelled_owned()),
+            draining: Latch::new(context.draining.clone().cancelled_owned()),
+            stopping: Latch::new(context.stop.clone().cancelled_owned()),
             drained: false,
             timer: Box::pin(tokio::time::sleep(Duration::ZERO)),
         };
@@ -64,10 +63,10 @@ impl Lifeline {
 
     /// Waits for the next signal; `beat_at` is when a heartbeat is due.
     pub(super) fn poll(&mut self, cx: &mut std::task::Context<'_>, beat_at: Instant) -> Poll<Signal> {
-        if self.drained || self.stopping.as_mut().poll(cx).is_ready() {
+        if self.drained || self.stopping.poll(cx).is_ready() {
             return Poll::Ready(Signal::End(status::status(&ApiError::draining())));
         }
-        if self.draining.as_mut().poll(cx).is_ready() {
+        if self.draining.poll(cx).is_ready() {
             self.drained = true;
             return Poll::Ready(Signal::Draining);
         }

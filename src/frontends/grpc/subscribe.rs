@@ -38,6 +38,9 @@ pub(super) type Frames = Pin<Box<dyn Stream<Item = Result<Frame, Status>> + Send
 /// How the subscription is called in `GET /v1/subscribers`, as on a WebSocket.
 const NAME: &str = "default";
 
+/// Batches in a row before the stream looks whether anything else has happened.
+const STREAK_MAX: u32 = 16;
+
 /// Opens the stream.
 ///
 /// # Errors
@@ -54,6 +57,7 @@ pub(super) async fn open(context: Context, call: Call, request: SubscribeRequest
         ended: false,
         heartbeat: wanted.heartbeat,
         sent_at: Instant::now(),
+        streak: 0,
         context,
         subscription,
         handle,
@@ -74,6 +78,8 @@ struct Live {
     ended: bool,
     heartbeat: Duration,
     sent_at: Instant,
+    /// Deliveries in a row.
+    streak: u32,
     handle: SubscriptionHandle,
     _guard: ConnectionGuard,
 }
@@ -112,11 +118,20 @@ impl Live {
 
     async fn turn(&mut self) -> Turn {
         let beat_at = self.sent_at + self.heartbeat;
-        let lifeline = &mut self.lifeline;
-        let mut next = pin!(self.subscription.next());
+        let Self { lifeline, subscription, streak, .. } = self;
+        let mut next = pin!(subscription.next());
+        let delivery_first = *streak < STREAK_MAX;
         poll_fn(|cx| {
+            if delivery_first && let Poll::Ready(delivery) = next.as_mut().poll(cx) {
+                *streak += 1;
+                return Poll::Ready(Turn::Delivery(delivery));
+            }
+            *streak = 0;
             if let Poll::Ready(signal) = lifeline.poll(cx, beat_at) {
                 return Poll::Ready(Turn::Signal(signal));
+            }
+            if delivery_first {
+                return Poll::Pending;
             }
             next.as_mut().poll(cx).map(Turn::Delivery)
         })

@@ -12,7 +12,6 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures_util::{StreamExt, stream::FuturesUnordered};
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 use tokio::time::{Instant, Sleep, sleep_until};
@@ -21,12 +20,17 @@ use tokio_util::sync::WaitForCancellationFutureOwned;
 use super::{BOOKMARK, CAUGHT_UP, DRAINING, GAP, Shared};
 use crate::{
     event::Cursor,
-    frontends::registry::{ConnectionGuard, SubscriptionHandle},
+    frontends::{
+        latch::Latch,
+        registry::{ConnectionGuard, SubscriptionHandle},
+    },
     hub::{Delivery, Subscription},
 };
 
 /// How long a browser waits before it reconnects.
 const RETRY_MS: u32 = 1000;
+/// Batches in a row before the stream looks whether anything else has happened.
+const STREAK_MAX: u32 = 16;
 
 enum Step {
     Delivery(Delivery),
@@ -44,8 +48,10 @@ pub(super) struct Feed {
     expires_at: Option<Timestamp>,
     /// What is told before anything else.
     opening: Option<Bytes>,
-    /// Draining, then the hard stop. A set, since polling a token itself takes a lock that all streams share.
-    signals: FuturesUnordered<WaitForCancellationFutureOwned>,
+    /// Draining, then the hard stop.
+    signal: Latch<WaitForCancellationFutureOwned>,
+    /// Deliveries in a row.
+    streak: u32,
     timer: Pin<Box<Sleep>>,
     /// When something was last sent.
     sent: Instant,
@@ -62,8 +68,7 @@ impl Feed {
         expires_at: Option<Timestamp>,
         warnings: Vec<String>,
     ) -> Self {
-        let signals = FuturesUnordered::new();
-        signals.push(shared.context.draining.clone().cancelled_owned());
+        let signal = Latch::new(shared.context.draining.clone().cancelled_owned());
         let now = Instant::now();
         let mut feed = Self {
             shared,
@@ -72,7 +77,8 @@ impl Feed {
             _guard: guard,
             expires_at,
             opening: None,
-            signals,
+            signal,
+            streak: 0,
             timer: Box::pin(sleep_until(now)),
             sent: now,
             close_at: None,
@@ -107,14 +113,23 @@ impl Feed {
     }
 
     async fn step(&mut self) -> Step {
-        let Self { subscription, signals, timer, .. } = self;
+        let Self { subscription, signal, timer, streak, .. } = self;
         let mut delivery = std::pin::pin!(subscription.next());
+        let delivery_first = *streak < STREAK_MAX;
         poll_fn(|cx| {
-            if let Poll::Ready(Some(())) = signals.poll_next_unpin(cx) {
+            if delivery_first && let Poll::Ready(delivery) = delivery.as_mut().poll(cx) {
+                *streak += 1;
+                return Poll::Ready(Step::Delivery(delivery));
+            }
+            *streak = 0;
+            if signal.poll(cx).is_ready() {
                 return Poll::Ready(Step::Signal);
             }
             if timer.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(Step::Timer);
+            }
+            if delivery_first {
+                return Poll::Pending;
             }
             delivery.as_mut().poll(cx).map(Step::Delivery)
         })
@@ -167,7 +182,7 @@ impl Feed {
         if self.close_at.is_some() {
             return None;
         }
-        self.signals.push(self.shared.context.stop.clone().cancelled_owned());
+        self.signal = Latch::new(self.shared.context.stop.clone().cancelled_owned());
         self.close_at = Some(Instant::now() + self.shared.slots.next(self.shared.drain));
         self.arm();
         let within = u64::try_from(self.shared.drain.as_millis()).unwrap_or(u64::MAX);

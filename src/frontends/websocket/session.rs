@@ -18,6 +18,7 @@ use futures_util::{StreamExt, stream::FuturesUnordered};
 use hyper::upgrade::Upgraded;
 use serde_json::Value;
 use tokio::time::{Instant, Sleep, sleep_until};
+use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::{
     Shared,
@@ -30,6 +31,7 @@ use crate::{
     event::{Cursor, Filter},
     frontends::{
         ApiError, Code,
+        latch::Latch,
         registry::{ConnectionGuard, SubscriptionHandle},
     },
     hub::{self, Batch, Delivery},
@@ -88,9 +90,8 @@ enum Step {
     Signal,
 }
 
-/// What is told from outside. A set of its own, since it is polled only when it fires: polling a cancellation token
-/// takes a lock that all connections share.
-type Signals = FuturesUnordered<tokio_util::sync::WaitForCancellationFutureOwned>;
+/// Batches in a row before the loop looks whether anything else has happened.
+const STREAK_MAX: u32 = 16;
 
 /// A connection.
 pub(super) struct Session {
@@ -103,7 +104,10 @@ pub(super) struct Session {
     subs: Vec<Sub>,
     /// Whose turn it is.
     turn: usize,
-    signals: Signals,
+    /// Draining, then the hard stop.
+    signal: Latch<WaitForCancellationFutureOwned>,
+    /// Deliveries in a row.
+    streak: u32,
     timer: Pin<Box<Sleep>>,
     opened: Instant,
     /// When anything was last sent while there is no subscription.
@@ -123,8 +127,7 @@ impl Session {
             None => limits.message_bytes_before_auth,
         };
         let now = Instant::now();
-        let signals = Signals::new();
-        signals.push(shared.context.draining.clone().cancelled_owned());
+        let signal = Latch::new(shared.context.draining.clone().cancelled_owned());
         Self {
             wire: Wire::new(upgraded, allowed),
             guard: opening.guard,
@@ -132,7 +135,8 @@ impl Session {
             by_url: opening.subscribe,
             subs: Vec::new(),
             turn: 0,
-            signals,
+            signal,
+            streak: 0,
             timer: Box::pin(sleep_until(now)),
             opened: now,
             pinged: now,
@@ -175,10 +179,17 @@ impl Session {
 
     /// Waits for the next thing to do. Cancel-safe: what is not returned is not lost.
     async fn step(&mut self) -> Step {
-        let Self { wire, subs, turn, signals, timer, .. } = self;
+        let Self { wire, subs, turn, signal, timer, streak, .. } = self;
         let mut delivery = std::pin::pin!(next_delivery(subs, *turn));
+        // Mostly it is a delivery that woke us; the rest is looked at once per wake-up, not once per step.
+        let delivery_first = *streak < STREAK_MAX;
         poll_fn(|cx| {
-            if let Poll::Ready(Some(())) = signals.poll_next_unpin(cx) {
+            if delivery_first && let Poll::Ready((index, delivery)) = delivery.as_mut().poll(cx) {
+                *streak += 1;
+                return Poll::Ready(Step::Delivery(index, delivery));
+            }
+            *streak = 0;
+            if signal.poll(cx).is_ready() {
                 return Poll::Ready(Step::Signal);
             }
             if timer.as_mut().poll(cx).is_ready() {
@@ -186,6 +197,9 @@ impl Session {
             }
             if let Poll::Ready(incoming) = wire.poll_incoming(cx) {
                 return Poll::Ready(Step::Incoming(incoming));
+            }
+            if delivery_first {
+                return Poll::Pending;
             }
             delivery.as_mut().poll(cx).map(|(index, delivery)| Step::Delivery(index, delivery))
         })

@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use super::{End, Session};
 use crate::frontends::{
     ApiError, Code,
+    latch::Latch,
     websocket::messages::{message, server},
 };
 
@@ -45,7 +46,7 @@ impl Session {
         if self.close_at.is_some() {
             return Err(End::Gone);
         }
-        self.signals.push(self.shared.context.stop.clone().cancelled_owned());
+        self.signal = Latch::new(self.shared.context.stop.clone().cancelled_owned());
         self.close_at = Some(Instant::now() + self.shared.slots.next(self.shared.timing.drain));
         let within = u64::try_from(self.shared.timing.drain.as_millis()).unwrap_or(u64::MAX);
         self.send(message(&server::DRAINING, [("reconnect_within_ms", Value::from(within))])).await?;
