@@ -17,6 +17,7 @@
 //! of these; beyond the floors the order is strictly that of [`Class`]. Floors are shares of the allowance
 //! ([`Class::floor`]) and sum up to about a quarter, so no class waits longer for its floor than a slot takes to come
 //! back, and a backlog of tail and catch-up still gets over nine tenths. Within a class, first come, first served.
+//! Requests that nobody waits for are not sent while they would empty the bucket ([`Gate::has_spare`]).
 //!
 //! # How fast
 //!
@@ -231,6 +232,12 @@ impl Gate {
             return None;
         }
         state.take(class, now).map(|index| Slot { gate: Arc::clone(&self.0), index })
+    }
+
+    /// Whether a request that nobody waits for may be sent now: while nobody else waits, and only as long as it leaves
+    /// half a burst and a twentieth of the minute to whoever comes next.
+    pub fn has_spare(&self) -> bool {
+        self.0.state.lock().has_spare(Instant::now())
     }
 
     /// The state.

@@ -25,8 +25,11 @@ use crate::{
 
 /// SIMs asked at a time.
 const CONCURRENCY: usize = 8;
-/// Those of them that nobody waits for: each takes a request that a waiting batch might need the next moment.
+/// Those of them that nobody waits for. They are asked from what the budget has to spare only: a request that a
+/// follower took is one that the next batch would wait for, longer than it can.
 const FOLLOWERS: usize = 1;
+/// How often it is looked whether the budget has something to spare.
+const SPARE_LOOK: Duration = Duration::from_millis(250);
 /// Rows that may want details; 10 MiB of rows.
 const WANTS_MAX: usize = 10_000;
 /// SIMs with waiting batches before it is hopeless for another batch to wait too.
@@ -157,7 +160,7 @@ impl Task {
         let mut followers = 0;
         loop {
             while asked.len() < CONCURRENCY
-                && let Some(turn) = self.next_turn(followers < FOLLOWERS)
+                && let Some(turn) = self.next_turn(followers < FOLLOWERS && self.upstream.has_spare())
             {
                 let upstream = Arc::clone(&self.upstream);
                 followers += usize::from(!turn.waited_for);
@@ -170,8 +173,11 @@ impl Task {
             self.waiting.store(waited_for.count(), Ordering::Relaxed);
             let due = self.turns.iter().map(|(at, _)| *at).min();
             let free = asked.len() < CONCURRENCY && followers < FOLLOWERS;
+            // What is due by now was left for want of something to spare.
+            let look_at = Instant::now() + SPARE_LOOK;
             let wake = async {
                 match due {
+                    Some(at) if free && at <= look_at => tokio::time::sleep_until(look_at).await,
                     Some(at) if free => tokio::time::sleep_until(at).await,
                     _ => std::future::pending().await,
                 }

@@ -153,6 +153,11 @@ impl Upstream {
         answer
     }
 
+    /// Whether a request that nobody waits for may be sent.
+    pub fn has_spare(&self) -> bool {
+        self.client.gate().has_spare()
+    }
+
     /// Half to the whole of a pause.
     pub fn jittered(&self, pause: Duration) -> Duration {
         pause.mul_f64(0.5 + self.rng.lock().f64() / 2.0)

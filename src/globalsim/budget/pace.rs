@@ -88,6 +88,11 @@ impl Pace {
         self.shut_until.map_or(by_tokens, |until| by_tokens.max(until))
     }
 
+    /// Whether one more leaves enough for whoever comes next.
+    pub fn has_spare(&self, now: Instant) -> bool {
+        self.tokens >= (self.burst() / 2.0).max(1.0) && self.ready_at(now) <= now
+    }
+
     pub fn spend(&mut self) {
         self.tokens -= 1.0;
     }

@@ -18,6 +18,8 @@ use super::{
 
 /// How long the gate stays shut after the journal could not be written.
 const JOURNAL_RETRY: Duration = Duration::from_secs(1);
+/// One part in so many of the allowance is left to requests that somebody waits for.
+const SPARE_SHARE: u32 = 20;
 
 #[derive(Debug)]
 pub(super) struct Inner {
@@ -129,6 +131,14 @@ impl State {
         }
         let by_table = [self.table.next_free(), self.pace.next_raise()].into_iter().flatten().min()?;
         Some(by_table.max(by_pace))
+    }
+
+    pub fn has_spare(&mut self, now: Instant) -> bool {
+        self.advance(now);
+        let allowance = self.pace.allowance();
+        self.pace.has_spare(now)
+            && self.table.used_total() + allowance / SPARE_SHARE < allowance
+            && self.waiting.iter().all(VecDeque::is_empty)
     }
 
     /// By the scheme at the head of [`super`].

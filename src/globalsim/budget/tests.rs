@@ -424,3 +424,39 @@ async fn nothing_is_sent_that_can_not_be_noted() {
     assert_eq!((usage.journal_error, usage.used_total), (None, 1));
     slot.finish();
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_nobody_waits_for_leaves_something_to_others() {
+    let gate = gate(400);
+    let mut spent = 0;
+    while gate.has_spare() {
+        gate.try_acquire(Class::Details).unwrap().finish();
+        spent += 1;
+    }
+    assert_eq!(spent, 11, "half of a burst of 20 is left");
+    for left in 0..9 {
+        assert!(gate.try_acquire(Class::Details).is_some(), "only {left} were left");
+    }
+    assert!(gate.try_acquire(Class::Details).is_none());
+
+    // Over a minute, a twentieth of the allowance is left.
+    let mut spent = 20;
+    for _ in 0..590 {
+        advance(Duration::from_millis(100)).await;
+        while gate.has_spare() {
+            gate.try_acquire(Class::Details).unwrap().finish();
+            spent += 1;
+        }
+    }
+    assert_eq!(spent, 380);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_smallest_budget_has_something_to_spare() {
+    let gate = gate(1);
+    assert!(gate.has_spare());
+    gate.try_acquire(Class::Details).unwrap().finish();
+    assert!(!gate.has_spare());
+    advance(HOLD + MINUTE).await;
+    assert!(gate.has_spare());
+}
