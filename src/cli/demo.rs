@@ -34,6 +34,10 @@ const HISTORY: Duration = Duration::from_secs(6 * 3600);
 /// Events per second in that time: some 2,000 in all, which are read in within a few seconds.
 const HISTORY_EVENTS_PER_SECOND: f64 = 0.1;
 
+/// As many as the default request budget completes with details as they come: each costs about one request besides
+/// the four a second of the tail.
+const EVENTS_PER_SECOND: f64 = 1.5;
+
 /// What would bury the events of the moment: the fleet's past, and copies that only add details.
 const NOT_SHOWN: [&str; 3] = ["backfill", "late", "enriched"];
 
@@ -60,7 +64,7 @@ pub struct Args {
     #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..=SIMS_MAX))]
     pub sims: u32,
     /// Mean rate of new events
-    #[arg(long, default_value_t = 5.0, value_name = "RATE", value_parser = rate)]
+    #[arg(long, default_value_t = EVENTS_PER_SECOND, value_name = "RATE", value_parser = rate)]
     pub events_per_second: f64,
 }
 
