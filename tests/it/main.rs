@@ -6,6 +6,7 @@
 mod bad_input;
 mod clients;
 mod crash;
+mod demo;
 mod drain;
 mod resume;
 mod scenario;
