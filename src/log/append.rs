@@ -167,6 +167,6 @@ impl Log {
 }
 
 /// Whether the disk may take the same write later.
-fn is_full(error: &io::Error) -> bool {
+pub(super) fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }

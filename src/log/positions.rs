@@ -73,14 +73,14 @@ impl Log {
         if cursor.incarnation != self.incarnation {
             return Err(CursorState::OtherIncarnation);
         }
-        let (first, last) = {
+        let (kept_from, first, last) = {
             let state = self.state.read();
-            (state.first_seq(), state.last_seq())
+            (state.first_position(), state.first_seq(), state.last_seq())
         };
         if cursor.seq > last {
             return Err(CursorState::Regressed);
         }
-        if cursor.seq + 1 < first {
+        if cursor.seq + 1 < kept_from {
             return Err(CursorState::Expired);
         }
         if cursor.seq < first {

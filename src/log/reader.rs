@@ -93,7 +93,7 @@ impl Log {
         let state = self.state.read();
         let (first, last) = (state.first_seq(), state.last_seq());
         let (at_end, distance) = match direction {
-            Direction::Forward if position.saturating_add(1) < first => {
+            Direction::Forward if position.saturating_add(1) < state.first_position() => {
                 return Err(ReadError::Expired { first_seq: first });
             }
             Direction::Forward => (position >= last, last.saturating_sub(position)),

@@ -9,7 +9,8 @@ use jiff::Timestamp;
 
 use super::{
     Log,
-    disk::{Disk, write_atomically},
+    append::is_full,
+    disk::{Disk, TEMPORARY, write_atomically},
     index::sidecar::{Sidecar, encode_ids},
     record::Damaged,
     segment::{Segment, ids_name, segment_name, sidecar_name},
@@ -41,14 +42,17 @@ impl Log {
     pub fn maintain(&self, now: Timestamp) -> io::Result<()> {
         let _one_at_a_time = self.maintenance.lock();
         let sealed = Arc::clone(&self.state.read().sealed);
+        let mut finished = Ok(());
         for segment in sealed.iter().rev() {
-            segment.finish(&*self.disk)?;
+            // On a full disk no sidecar can be written, and only retention makes room.
+            finished = finished.and(segment.finish(&*self.disk));
         }
         let excess = self.excess(&sealed, now);
         for segment in &sealed[..excess] {
             self.retire(segment, now)?;
         }
-        self.forget_ids(now)
+        self.forget_ids(now)?;
+        finished
     }
 
     /// How many of the oldest segments must go.
@@ -78,11 +82,19 @@ impl Log {
     fn retire(&self, segment: &Segment, now: Timestamp) -> io::Result<()> {
         let base_seq = segment.summary.base_seq;
         let mut ids = None;
-        if days_since(segment, now) < self.ids_days()
-            && let Some(sidecar) = segment.sidecar()
-        {
+        if days_since(segment, now) < self.ids_days() {
+            let sidecar = segment.sidecar().ok_or_else(|| io::Error::other("a sidecar is missing"))?;
             let name = ids_name(base_seq);
-            write_atomically(&*self.disk, &name, &encode_ids(&sidecar, self.incarnation))?;
+            let written = write_atomically(&*self.disk, &name, &encode_ids(&sidecar, self.incarnation));
+            match written {
+                Err(error) if is_full(&error) => {
+                    // The sidecar holds the ids too, and a rename needs no room.
+                    self.disk.remove(&format!("{name}{TEMPORARY}"))?;
+                    self.disk.rename(&sidecar_name(base_seq), &name)?;
+                    self.disk.sync()?;
+                }
+                written => written?,
+            }
             let opened = Sidecar::open(self.disk.map(&name)?, self.incarnation);
             ids = Some(opened.map_err(|Damaged| {
                 io::Error::new(io::ErrorKind::InvalidData, "the ids changed while they were written")

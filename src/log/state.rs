@@ -75,6 +75,13 @@ impl State {
         sealed.or_else(active).unwrap_or(self.last_seq() + 1)
     }
 
+    /// First position that is not gone: before the first record where sequences are sparse.
+    pub(crate) fn first_position(&self) -> u64 {
+        let hole = self.active.index.holes.first().map(|(first, _)| *first);
+        let active = || hole.map_or(self.active.base_seq, |hole| hole.min(self.active.base_seq));
+        self.sealed.first().map_or_else(active, |segment| segment.first_position())
+    }
+
     pub(crate) fn bounds(&self, incarnation: u64) -> Bounds {
         let active = self.active.index.summary(self.active.base_seq, self.last_seq());
         let all = || self.sealed.iter().map(|segment| segment.summary).chain([active]);

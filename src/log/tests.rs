@@ -213,6 +213,56 @@ fn a_full_disk_is_waited_out() {
 }
 
 #[test]
+fn retention_makes_room_on_a_full_disk_and_forgets_no_id() {
+    let disk = Arc::new(MemoryDisk::default());
+    let log = open(&disk);
+    for n in 0..12 {
+        log.append(entries([n])).unwrap();
+    }
+    log.maintain(second(12)).unwrap();
+    let before = log.bounds();
+    disk.leave_space(Some(0));
+    // The events are kept for 7 days, their ids for 8.
+    let later = second(12 + 7 * 24 * 3600 + 3600);
+    log.maintain(later).unwrap();
+    assert!(log.bounds().first_seq > before.first_seq);
+    let known = |log: &Log| (0..12).all(|n| log.find(&format!("evt_{n}")).is_some());
+    assert!(known(&log));
+    disk.leave_space(None);
+    let reopened = open(&disk);
+    assert!(known(&reopened));
+    assert_eq!(reopened.bounds().first_seq, log.bounds().first_seq);
+    assert!(disk.contents().keys().all(|name| !name.ends_with(".tmp")));
+}
+
+#[test]
+fn positions_that_never_held_anything_are_not_lost() {
+    let disk = Arc::new(MemoryDisk::default());
+    let log = open(&disk);
+    let empty = log.cursor_at(0);
+    log.append_at((0..12).map(|n| (100 + n * 10, entry(n))).collect()).unwrap();
+    assert_eq!(log.check(empty), Ok(0));
+    let all = Predicate::default();
+    let request =
+        |from| ReadRequest { from, direction: Direction::Forward, predicate: &all, limit: 1, max_bytes: 1 };
+    assert_eq!(log.read(request(0)).unwrap().events[0].seq(), 100);
+    for n in 12..24 {
+        log.append_at(vec![(100 + n * 10, entry(n))]).unwrap();
+    }
+    let cursors: Vec<_> = (0..24).map(|n| log.cursor_at(100 + n * 10)).collect();
+    log.maintain(second(7 * 24 * 3600 + 12)).unwrap();
+    let first = log.bounds().first_seq;
+    assert!(first > 100);
+    for cursor in cursors {
+        // Behind the last event that is gone, nothing is missing.
+        let expected = if cursor.seq + 10 < first { Err(CursorState::Expired) } else { Ok(cursor.seq) };
+        assert_eq!(log.check(cursor), expected, "{cursor:?}, first {first}");
+        let read = log.read(request(cursor.seq));
+        assert_eq!(read.is_err(), expected.is_err());
+    }
+}
+
+#[test]
 fn a_failed_sync_is_final_until_a_restart() {
     let disk = Arc::new(MemoryDisk::default());
     let log = open(&disk);
