@@ -289,6 +289,11 @@ impl Ingest {
             findings,
         );
         session.begin(backfill_before, resumed);
+        let oldest_taken = self.clock.now().saturating_sub(ids_kept).unwrap_or(Timestamp::MIN);
+        if !first_start && floor < oldest_taken {
+            // Where it can't be taken any more, the readers find out too.
+            let _ = gap::announce_too_old(&session, floor, oldest_taken).await;
+        }
         session.show();
         let backfill = async {
             match backfill::run(&session).await {

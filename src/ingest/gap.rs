@@ -10,7 +10,9 @@ use super::{
     names,
     page::PAGE_ROWS,
     probe::{day_of, day_plus},
+    seek,
     session::{Halt, Session},
+    status::Mode,
     upstream::Window,
 };
 use crate::{
@@ -22,6 +24,8 @@ use crate::{
 
 /// Events looked at, newest first, to find one of upstream's with a time before the pause.
 const LOOK_BACK: usize = 256;
+/// Pages of a list without order that are looked through for a row of before the pause.
+const LOOK_PAGES: u32 = 16;
 
 /// The newest event time of before `floor` that the log has; None where it has none.
 pub fn newest_before(bus: &dyn Bus, floor: Timestamp) -> Option<Timestamp> {
@@ -48,18 +52,54 @@ pub fn newest_before(bus: &dyn Bus, floor: Timestamp) -> Option<Timestamp> {
 pub async fn still_shows(session: &Session, time: Timestamp) -> Result<bool, Halt> {
     let day = day_of(time);
     let window = Window { start: Some(day_plus(day, -1)), end: Some(day_plus(day, 1)), ..Window::default() };
-    let page = session.upstream.page(Class::CatchUp, &window, 0).await?;
-    let full = page.slots.len() as u64 >= PAGE_ROWS;
-    Ok(full || page.slots.iter().any(|slot| slot.time.is_none_or(|shown| shown <= time)))
+    if session.mode() != Mode::Windows {
+        return Ok(oldest(session, window).await?.is_some_and(|shown| shown <= time));
+    }
+    let mut offset = 0;
+    for _ in 0..LOOK_PAGES {
+        let page = session.upstream.page(Class::CatchUp, &window, offset).await?;
+        if page.slots.iter().any(|slot| slot.time.is_none_or(|shown| shown <= time)) {
+            return Ok(true);
+        }
+        if (page.slots.len() as u64) < PAGE_ROWS {
+            return Ok(false);
+        }
+        offset = page.end();
+    }
+    // So many rows of those days are shown that an alarm would rest on nothing.
+    Ok(true)
 }
 
-/// Appends the gap event. Its id says what it is about, so that a crash does not announce it twice.
+/// Time of the oldest row that a window shows; its list has an order. None where no row has a time.
+///
+/// # Errors
+/// [`Halt`].
+pub async fn oldest(session: &Session, window: Window) -> Result<Option<Timestamp>, Halt> {
+    let source = session.source(Class::CatchUp, window);
+    let (_, rows) = seek::up(&source, session.order(), None).await?;
+    Ok(rows.iter().filter_map(|slot| slot.time).min())
+}
+
+/// Appends the gap event for rows that upstream forgot. Its id says what it is about, so that a crash does not announce it twice.
 ///
 /// # Errors
 /// [`Halt`].
 pub async fn announce(session: &Session, from: Timestamp, to: Timestamp) -> Result<(), Halt> {
-    metrics::counter!(names::GAPS).increment(1);
     tracing::error!(%from, %to, "upstream has forgotten rows that were never read");
+    append(session, from, to, None).await
+}
+
+/// The same for rows that upstream may still show, but that are older than ids are remembered.
+///
+/// # Errors
+/// [`Halt`].
+pub async fn announce_too_old(session: &Session, from: Timestamp, to: Timestamp) -> Result<(), Halt> {
+    tracing::error!(%from, %to, "rows of so long ago can't be told from repeats and are not read");
+    append(session, from, to, Some("too old")).await
+}
+
+async fn append(session: &Session, from: Timestamp, to: Timestamp, why: Option<&str>) -> Result<(), Halt> {
+    metrics::counter!(names::GAPS).increment(1);
     let gap = Gap {
         from: None,
         to: None,
@@ -70,6 +110,9 @@ pub async fn announce(session: &Session, from: Timestamp, to: Timestamp) -> Resu
     };
     let mut hasher = FieldHasher::new("gap");
     hasher.field(Some(&from.to_string()));
+    if why.is_some() {
+        hasher.field(why);
+    }
     let identity = hasher.finish_u64();
     let event = Event::gateway(format!("gap_{identity:016x}"), "simcast.gap", to, gap.to_json());
     session.intake.announce(NewEvent { event, identity, content: 0 }).await?;

@@ -10,6 +10,9 @@ use jiff::Timestamp;
 /// Most rows that upstream gives in one answer.
 pub const PAGE_ROWS: u64 = 100;
 
+/// Rows that a list can have; what upstream says of more is nonsense, and would not fit what positions are counted in.
+pub const ROWS_MAX: u64 = 1 << 40;
+
 /// One row of a page.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Slot<R> {

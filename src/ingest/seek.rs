@@ -8,7 +8,7 @@
 use jiff::Timestamp;
 
 use super::{
-    page::{ListPage, Order, PAGE_ROWS, PageSource, Slot},
+    page::{ListPage, Order, PAGE_ROWS, PageSource, ROWS_MAX, Slot},
     walk::{OVERLAP, Toward, WalkError, Walker},
 };
 
@@ -152,6 +152,9 @@ async fn near<S: PageSource>(
         return Ok(best);
     }
     for _ in 0..LOOKS_MAX {
+        if look > ROWS_MAX {
+            break;
+        }
         if look <= best.offset || past.is_some_and(|past| past <= best.offset + PAGE_ROWS / 2) {
             return Ok(best);
         }

@@ -166,7 +166,7 @@ async fn shallow(session: &Session) -> Result<(), Halt> {
 }
 
 /// The depth of a complete sweep, allowing for a clock of upstream's that is behind.
-async fn depth(session: &Session) -> Timestamp {
+pub async fn depth(session: &Session) -> Timestamp {
     let skew = session.intake.lateness().skew();
     session.depth().await.saturating_sub(skew).unwrap_or(Timestamp::MIN)
 }
@@ -190,13 +190,20 @@ async fn walk(session: &Session, class: Class, depth: Timestamp) -> Result<Times
             let stretch =
                 Stretch { class: Class::CatchUp, via: Via::CatchUp, backfill_before: session.past() };
             far(session, stretch, depth).await?;
+            if session.resumed().is_some() {
+                let oldest = gap::oldest(session, Window::default()).await?;
+                check_for_gap(session, oldest.unwrap_or(began)).await?;
+            }
         }
     }
     Ok(began)
 }
 
 /// After a restart: where the list ends above the floor, upstream may have forgotten what came in between.
-async fn check_for_gap(session: &Session, oldest: Timestamp) -> Result<(), Halt> {
+///
+/// # Errors
+/// [`Halt`].
+pub async fn check_for_gap(session: &Session, oldest: Timestamp) -> Result<(), Halt> {
     let floor = session.position.get().await.floor;
     if let Some(known) = session.resumed()
         && oldest > floor

@@ -17,7 +17,7 @@ use super::{
     seek::{self, Down},
     session::{Halt, Session, keys},
     status::{Mode, UpstreamState},
-    sweep::midnight,
+    sweep::{self, midnight},
     totals::{Totals, Verdict},
     upstream::{Item, Window},
     walk::{Toward, Walker},
@@ -141,7 +141,7 @@ impl<'s> Tail<'s> {
         let first = self.head.is_none();
         let joins = whole
             || self.head.as_ref().is_some_and(|head| page.slots.iter().any(|slot| head.contains(&slot.key)));
-        let depth = session.depth().await;
+        let depth = sweep::depth(session).await;
         let deep = whole || seek::passed(&page.slots, depth);
         let head = keys(&page.slots);
         // Handed on with the oldest first.
@@ -262,7 +262,11 @@ impl<'s> Tail<'s> {
             let asked_at = session.clock.now();
             let window = Window::since(session.window_day());
             let complete = windows.read(session, Class::Tail, window, Via::Tail, session.past()).await?;
-            session.begun();
+            if complete {
+                // Nobody knows where a list without order ends: the gap reaches up to now.
+                sweep::check_for_gap(session, asked_at).await?;
+                session.begun();
+            }
             self.failures = 0;
             // After a long outage the sweep reads the days below the window first.
             if complete && session.depth().await >= midnight(day_plus(session.window_day(), 1)) {

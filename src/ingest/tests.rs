@@ -1,6 +1,7 @@
 //! The whole poller against the simulator: what the log holds at the end is what really happened.
 
 mod rig;
+mod store;
 
 use rig::{Rig, quiet};
 
@@ -136,6 +137,57 @@ async fn what_upstream_forgot_meanwhile_is_announced() {
         rig.everything().into_iter().filter(|e| e.data("event_type") == "simcast.gap").collect();
     assert_eq!(gaps.len(), 1);
     assert_eq!(gaps[0].data("extra")["reason"], "upstream");
+    run.stop().await;
+}
+
+/// The backlog is longer than a sweep holds, or the list can't be swept at all.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_upstream_forgot_is_announced_however_the_rest_is_read() {
+    let orders =
+        [(faults::Order::Newest, 6_000), (faults::Order::Oldest, 6_000), (faults::Order::Unsorted, 0)];
+    for (order, burst) in orders {
+        let rig = Rig::new(Faults { order, ..Faults::default() }).await;
+        let mut run = rig.run();
+        backfilled(&mut run).await;
+        rig.settled().await;
+        run.seen(rig.clock.now()).await;
+        run.stop().await;
+        let now = rig.clock.now();
+        let floor = now - SignedDuration::from_secs(60);
+        let kept = Position { floor, origin: now - SignedDuration::from_hours(24), backfill: None };
+        let value = serde_json::to_vec(&kept).unwrap().into();
+        rig.bus.kv_put(crate::bus::Bucket::State, position::KEY, value).await.unwrap();
+        rig.sim.inject_burst(30);
+        rig.sim.remove_oldest(1_000_000);
+        for n in 0..30 {
+            // Times in no order, so that a list without order shows that it has none.
+            let at = now - SignedDuration::from_secs(n * 7 % 30);
+            rig.sim.inject(simulator::EventSpec { timestamp: Some(at), ..Default::default() });
+        }
+        rig.sim.inject_burst(burst);
+        let mut run = rig.run();
+        rig.settled().await;
+        run.until("the hole is closed", |status| status.seen_until.is_some()).await;
+        let gaps = rig.everything().into_iter().filter(|e| e.data("event_type") == "simcast.gap").count();
+        assert_eq!(gaps, 1, "{order:?}");
+        run.stop().await;
+    }
+}
+
+/// Rows older than ids are remembered are not appended: after so long a pause that is a hole too.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pause_longer_than_ids_are_kept_is_announced() {
+    let rig = Rig::new(Faults::default()).await;
+    let floor = rig.clock.now() - SignedDuration::from_hours(24 * 9);
+    let kept = Position { floor, origin: floor, backfill: None };
+    let value = serde_json::to_vec(&kept).unwrap().into();
+    rig.bus.kv_put(crate::bus::Bucket::State, position::KEY, value).await.unwrap();
+    let mut run = rig.run();
+    run.until("all was seen", |status| status.seen_until.is_some()).await;
+    let gaps: Vec<_> =
+        rig.everything().into_iter().filter(|e| e.data("event_type") == "simcast.gap").collect();
+    assert_eq!(gaps.len(), 1);
+    assert_eq!(*gaps[0].data("extra").pointer("/from_time").unwrap(), floor.to_string());
     run.stop().await;
 }
 

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::{
     board::Board,
     names,
-    page::{ListPage, PAGE_ROWS, PageSource, Slot},
+    page::{ListPage, PAGE_ROWS, PageSource, ROWS_MAX, Slot},
     status::UpstreamState,
 };
 use crate::{
@@ -283,7 +283,7 @@ fn list_page(page: Page<Row>, offset: u64) -> ListPage<Item> {
     let any_id = page.rows.iter().flatten().any(|row| row.event_id().is_some());
     let mut slots: Vec<Slot<Item>> = page.rows.into_iter().map(|row| slot(row, any_id)).collect();
     number_equal_rows(&mut slots);
-    ListPage { offset, slots, total: page.total, asked_at }
+    ListPage { offset, slots, total: page.total.filter(|total| *total <= ROWS_MAX), asked_at }
 }
 
 /// Where no row of a page has an event_id, the rest of the identity has to do to find overlaps by.

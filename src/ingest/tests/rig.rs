@@ -72,6 +72,11 @@ impl Rig {
 
     /// Starts a poller on the rig's log.
     pub fn run(&self) -> Run {
+        self.run_on(self.bus.clone())
+    }
+
+    /// Starts a poller on another bus, such as one around the rig's own.
+    pub fn run_on(&self, bus: Arc<dyn Bus>) -> Run {
         let budget =
             BudgetConfig { requests_per_minute: self.budget, limit_per_minute: self.budget, journal: None };
         let gate = Gate::open(budget, Arc::clone(&self.clock)).unwrap();
@@ -82,7 +87,6 @@ impl Rig {
             ..client::Config::new(self.sim.base_url(), key)
         };
         let client = Client::new(config, gate.clone(), Arc::clone(&self.clock)).unwrap();
-        let bus: Arc<dyn Bus> = self.bus.clone();
         let ingest = Ingest::new(self.config.clone(), client, gate, bus, Arc::clone(&self.clock), 1);
         let status = ingest.status();
         let shutdown = CancellationToken::new();

@@ -31,6 +31,28 @@ struct State {
     churn: Churn,
 }
 
+/// Gives the same rows whatever the offset.
+struct Stuck;
+
+impl PageSource for Stuck {
+    type Row = ();
+    type Error = ();
+
+    async fn fetch(&self, offset: u64) -> Result<ListPage<()>, ()> {
+        let at = |n: i64| Timestamp::from_second(1_000_000 - n).ok();
+        let slot = |n: i64| Slot { key: n as u64, unique: true, time: at(n), ordinal: 0, row: () };
+        let slots = (0..100).map(slot).collect();
+        Ok(ListPage { offset, slots, total: None, asked_at: Timestamp::UNIX_EPOCH })
+    }
+}
+
+#[tokio::test]
+async fn a_list_that_ignores_offsets_is_given_up_not_searched_beyond_all_numbers() {
+    let depth = Some(Timestamp::UNIX_EPOCH);
+    let searched = seek::up(&Stuck, Order::NewestFirst, depth).await;
+    assert!(matches!(searched, Err(WalkError::Lost)));
+}
+
 /// What happens before each request.
 #[derive(Debug, Clone)]
 struct Churn {
