@@ -10,6 +10,7 @@ mod exchange;
 mod script;
 #[cfg(test)]
 mod tests;
+mod transport;
 
 use std::{sync::Arc, time::Duration};
 
@@ -20,6 +21,7 @@ use reqwest::{Url, redirect};
 use self::{
     auth::Auth,
     exchange::{Answer, Exchange},
+    transport::Transport,
 };
 use super::{
     budget::{Class, Gate},
@@ -137,9 +139,27 @@ impl Client {
     pub fn new(config: Config, gate: Gate, clock: SharedClock) -> Result<Self, Error> {
         let base = checked_base(&config.base_url)?;
         let auth = Auth::new(config.key.clone(), config.auth)?;
-        let http = http_client(&config, &base)?;
+        let transport = Transport::Http(http_client(&config, &base)?);
         let base = Arc::from(base.as_str().trim_end_matches('/'));
-        let exchange = Arc::new(Exchange { http, gate, clock, auth });
+        let exchange = Arc::new(Exchange { transport, gate, clock, auth });
+        Ok(Self { config: Arc::new(config), base, exchange })
+    }
+
+    /// A client of a simulator in the same runtime, without sockets: where tokio's clock is paused, it moves on when
+    /// nobody has anything to do, and not while the kernel carries bytes.
+    ///
+    /// # Errors
+    /// [`Error::Key`] or [`Error::Config`].
+    #[cfg(test)]
+    pub(crate) fn in_memory(
+        config: Config,
+        dialer: super::simulator::Dialer,
+        gate: Gate,
+        clock: SharedClock,
+    ) -> Result<Self, Error> {
+        let base = Arc::from(checked_base(&config.base_url)?.as_str().trim_end_matches('/'));
+        let auth = Auth::new(config.key.clone(), config.auth)?;
+        let exchange = Arc::new(Exchange { transport: Transport::Memory(dialer), gate, clock, auth });
         Ok(Self { config: Arc::new(config), base, exchange })
     }
 

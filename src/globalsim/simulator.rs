@@ -53,6 +53,7 @@ pub use faults::{Faults, InvalidFaults};
 pub use fleet::SimInfo;
 pub use meter::{RequestRecord, Stats};
 pub use row::Quirk;
+pub use server::Dialer;
 pub use traffic::EventSpec;
 pub use truth::{TruthEvent, TruthPage};
 
@@ -213,6 +214,11 @@ impl Handle {
     /// The API's base as the API document writes it: [`Self::origin`] and `/v1/globalsim`.
     pub fn base_url(&self) -> String {
         format!("{}{API_PATH}", self.origin())
+    }
+
+    /// Connections without sockets, for clients in the same runtime.
+    pub fn dialer(&self) -> Dialer {
+        Dialer::new(self.shared.clone())
     }
 
     /// Makes one event visible now.

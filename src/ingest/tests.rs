@@ -12,7 +12,7 @@ async fn backfilled(run: &mut rig::Run) {
     run.until("backfill", |status| matches!(status.backfill, BackfillState::Done { .. })).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[tokio::test(start_paused = true)]
 async fn past_and_present_arrive_once() {
     let rig = Rig::new(Faults::default()).await;
     let mut run = rig.run();
@@ -42,19 +42,19 @@ async fn every_event_arrives_once(faults: Faults, mode: Mode) {
     run.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[tokio::test(start_paused = true)]
 async fn a_list_with_the_oldest_first() {
     let faults = Faults { order: faults::Order::Oldest, ..Faults::default() };
     every_event_arrives_once(faults, Mode::OldestFirst).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[tokio::test(start_paused = true)]
 async fn a_list_without_order() {
     let faults = Faults { order: faults::Order::Unsorted, ..Faults::default() };
     every_event_arrives_once(faults, Mode::Windows).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[tokio::test(start_paused = true)]
 async fn a_list_that_changes_between_any_two_requests() {
     let paging = faults::Paging {
         inserts: 3,
@@ -77,7 +77,7 @@ async fn a_list_that_changes_between_any_two_requests() {
 }
 
 /// Each way in which the API document may be read otherwise.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[tokio::test(start_paused = true)]
 async fn every_reading_of_the_list_parameters() {
     use faults::{Lists, Total};
     let lists = [
@@ -105,7 +105,7 @@ async fn every_reading_of_the_list_parameters() {
     assert_eq!(checked.len(), 9, "{checked:?}");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[tokio::test(start_paused = true)]
 async fn clocks_and_times_that_are_wrong() {
     for skew in [-3_600, 3_600] {
         let content = faults::Content { clock_skew_s: skew, odd_timestamp: 0.2, ..Default::default() };
@@ -119,7 +119,7 @@ async fn clocks_and_times_that_are_wrong() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[tokio::test(start_paused = true)]
 async fn what_upstream_forgot_meanwhile_is_announced() {
     let rig = Rig::new(Faults::default()).await;
     let mut run = rig.run();
@@ -141,7 +141,7 @@ async fn what_upstream_forgot_meanwhile_is_announced() {
 }
 
 /// The backlog is longer than a sweep holds, or the list can't be swept at all.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[tokio::test(start_paused = true)]
 async fn what_upstream_forgot_is_announced_however_the_rest_is_read() {
     let orders =
         [(faults::Order::Newest, 6_000), (faults::Order::Oldest, 6_000), (faults::Order::Unsorted, 0)];
@@ -175,7 +175,7 @@ async fn what_upstream_forgot_is_announced_however_the_rest_is_read() {
 }
 
 /// Rows older than ids are remembered are not appended: after so long a pause that is a hole too.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[tokio::test(start_paused = true)]
 async fn a_pause_longer_than_ids_are_kept_is_announced() {
     let rig = Rig::new(Faults::default()).await;
     let floor = rig.clock.now() - SignedDuration::from_hours(24 * 9);
@@ -191,7 +191,7 @@ async fn a_pause_longer_than_ids_are_kept_is_announced() {
     run.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[tokio::test(start_paused = true)]
 async fn one_gateway_polls_and_another_takes_over() {
     let rig = Rig::new(Faults::default()).await;
     let mut first = rig.run();
@@ -206,7 +206,7 @@ async fn one_gateway_polls_and_another_takes_over() {
     second.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[tokio::test(start_paused = true)]
 async fn answers_that_break_cost_nothing_but_themselves() {
     let faults = Faults {
         errors: faults::Errors { server_error: 0.1, too_many: 0.03, too_many_burst: 2, ..Default::default() },
@@ -228,7 +228,7 @@ async fn answers_that_break_cost_nothing_but_themselves() {
     run.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[tokio::test(start_paused = true)]
 async fn late_rows_are_found_by_the_alarm() {
     let rig = Rig::new(Faults::default()).await;
     let mut run = rig.run();
@@ -243,7 +243,7 @@ async fn late_rows_are_found_by_the_alarm() {
     run.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[tokio::test(start_paused = true)]
 async fn a_restart_goes_on_where_it_stopped() {
     let rig = Rig::new(Faults::default()).await;
     let mut run = rig.run();
@@ -259,7 +259,7 @@ async fn a_restart_goes_on_where_it_stopped() {
     run.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[tokio::test(start_paused = true)]
 async fn an_outage_loses_nothing() {
     let rig = Rig::new(Faults::default()).await;
     let mut run = rig.run();
@@ -274,7 +274,7 @@ async fn an_outage_loses_nothing() {
     run.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[tokio::test(start_paused = true)]
 async fn a_refused_key_is_said_and_not_hammered() {
     let rig = Rig::new(Faults::default()).await;
     rig.sim.set_api_keys(vec!["another".to_owned()]);
@@ -287,7 +287,7 @@ async fn a_refused_key_is_said_and_not_hammered() {
     assert!(rig.logged().is_empty());
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[tokio::test(start_paused = true)]
 async fn odd_rows_are_told_apart_or_quarantined() {
     let content = faults::Content {
         duplicate_id: 0.1,
@@ -308,7 +308,7 @@ async fn odd_rows_are_told_apart_or_quarantined() {
     run.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[tokio::test(start_paused = true)]
 async fn details_come_with_the_event_or_follow_it() {
     let mut rig = Rig::new(Faults::default()).await;
     rig.config.details_wait = Duration::from_secs(20);

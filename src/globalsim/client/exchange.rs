@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use http::{Method, header};
+use http::{HeaderValue, Method, header};
 use jiff::Timestamp;
-use reqwest::Url;
+use reqwest::{Request, Url};
 use serde_json::Value;
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -12,6 +12,7 @@ use super::{
     Config,
     answer::{self, Reader},
     auth::{Auth, Credentials},
+    transport::Transport,
 };
 use crate::{
     clock::SharedClock,
@@ -27,7 +28,7 @@ const ATTEMPTS_MAX: usize = 3;
 /// What all clones of a client share.
 #[derive(Debug)]
 pub(super) struct Exchange {
-    pub http: reqwest::Client,
+    pub transport: Transport,
     pub gate: Gate,
     pub clock: SharedClock,
     pub auth: Auth,
@@ -103,12 +104,11 @@ impl Exchange {
         slot: Slot,
     ) -> Result<Answer, Error> {
         let key = credentials.secret.header(credentials.style)?;
-        let request = self
-            .http
-            .request(Method::GET, url)
-            .header(header::ACCEPT, "application/json")
-            .header(header::CACHE_CONTROL, "no-cache")
-            .header(credentials.style.header_name(), key);
+        let mut request = Request::new(Method::GET, url);
+        let headers = request.headers_mut();
+        headers.insert(header::ACCEPT, HeaderValue::from_static("application/json"));
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+        headers.insert(credentials.style.header_name(), key);
         let asked_at = self.clock.now();
         let deadline = Instant::now() + config.total_timeout;
         let reader = Reader {
@@ -117,10 +117,9 @@ impl Exchange {
             deadline,
             now: asked_at,
         };
-        let response = timeout_at(deadline, request.send())
+        let response = timeout_at(deadline, self.transport.send(request, config))
             .await
-            .map_err(|_| answer::timeout("answer", config.total_timeout))?
-            .map_err(|error| answer::transport(error, config))?;
+            .map_err(|_| answer::timeout("answer", config.total_timeout))??;
         let result = reader.read(response).await;
         if let Err(Error::RateLimited { retry_after, .. }) = &result {
             self.gate.on_rate_limited(*retry_after);

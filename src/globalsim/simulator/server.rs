@@ -12,7 +12,7 @@ use axum::{Extension, Router};
 use hyper::server::conn::http1;
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf, duplex};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::{sleep, sleep_until};
@@ -24,6 +24,9 @@ use super::{API_PATH, Shared, api, control};
 const CONNECTIONS_MAX: usize = 1_024;
 /// Pause after a failed accept, which mostly means too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Bytes on their way through a connection without sockets.
+const PIPE_BYTES: usize = 64 << 10;
 
 /// The means to reset the connection on which a request came.
 #[derive(Debug, Clone, Default)]
@@ -42,9 +45,17 @@ struct Socket {
     peer: Peer,
 }
 
+/// Makes connections without sockets: both ends live in one runtime, so that tokio's clock, where it is paused, does
+/// not run on while bytes are on their way.
+#[derive(Debug, Clone)]
+pub struct Dialer {
+    shared: Arc<Shared>,
+    app: Router,
+}
+
 /// Accepts until stopped.
 pub(super) async fn serve(shared: Arc<Shared>, listener: TcpListener) {
-    let app = Router::new().nest(API_PATH, api::router(&shared)).nest("/_sim", control::router(&shared));
+    let app = app(&shared);
     let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         let accepted = async {
@@ -72,13 +83,25 @@ pub(super) async fn serve(shared: Arc<Shared>, listener: TcpListener) {
     }
 }
 
+fn app(shared: &Arc<Shared>) -> Router {
+    Router::new().nest(API_PATH, api::router(shared)).nest("/_sim", control::router(shared))
+}
+
 async fn connection(shared: Arc<Shared>, stream: TcpStream, app: Router) {
     // Without this, small answers on a kept-alive connection may wait for the peer's delayed ack.
     let _ = stream.set_nodelay(true);
     let peer = Peer::default();
-    let socket = TokioIo::new(Socket { stream, peer: peer.clone() });
+    converse(shared, Socket { stream, peer: peer.clone() }, peer, app).await;
+}
+
+async fn converse(
+    shared: Arc<Shared>,
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    peer: Peer,
+    app: Router,
+) {
     let service = TowerToHyperService::new(app.layer(Extension(peer.clone())));
-    let served = http1::Builder::new().serve_connection(socket, service);
+    let served = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
     tokio::select! {
         result = served => if let Err(error) = result {
             tracing::debug!(%error, "simulator connection ended");
@@ -104,6 +127,23 @@ pub(super) async fn drive(shared: Arc<Shared>) {
             () = wait => {}
         }
         shared.change(World::run_due);
+    }
+}
+
+// === impl Dialer ===
+
+impl Dialer {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        let app = app(&shared);
+        Self { shared, app }
+    }
+
+    /// A connection; must be called inside a tokio runtime.
+    pub fn dial(&self) -> DuplexStream {
+        let (ours, theirs) = duplex(PIPE_BYTES);
+        let conversation = converse(self.shared.clone(), ours, Peer::default(), self.app.clone());
+        self.shared.tasks.spawn(conversation);
+        theirs
     }
 }
 
