@@ -7,6 +7,7 @@
 //! ([`reader`]) check every record, and report what is damaged as a [`Hole`] instead of delivering it.
 
 mod append;
+mod days;
 mod disk;
 mod index;
 mod positions;

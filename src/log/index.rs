@@ -10,7 +10,7 @@ use std::{fmt, ops::Range};
 
 use super::{Direction, KnownId};
 use crate::event::{
-    Keys,
+    Flag, Keys,
     filter::{IndexTerm, fold},
     identity::FieldHasher,
 };
@@ -38,6 +38,8 @@ pub(crate) trait Index: fmt::Debug + Send + Sync {
     fn find(&self, id: u128) -> Option<KnownId>;
     /// Ranges of positions (inclusive) that were unreadable when the index was made.
     fn holes(&self) -> Vec<(u64, u64)>;
+    /// Upstream's events by day and type.
+    fn days(&self) -> Vec<(DayKey, u32)>;
     /// Adds the ordinals within `range` of records that hold the term: the first `max` in reading direction.
     fn postings(&self, term: u64, range: Range<u32>, take: Take, out: &mut Vec<u32>);
 
@@ -87,7 +89,7 @@ pub(crate) fn terms_of(keys: &Keys<'_>) -> [Option<u64>; 3] {
     [
         keys.iccid.map(|text| term(ICCID, &fold(text))),
         keys.device_id.map(|text| term(DEVICE, &fold(text))),
-        Some(term(EVENT_TYPE, &fold(keys.event_type))),
+        Some(type_term(keys.event_type)),
     ]
 }
 
@@ -101,6 +103,34 @@ pub(crate) fn terms_for(wanted: IndexTerm<'_>) -> Option<Vec<u64>> {
     };
     Some(texts.iter().map(|text| term(field, text)).collect())
 }
+
+/// Under what an event is counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct DayKey {
+    /// UTC day of the event's time, days since the epoch.
+    pub(crate) day: i32,
+    /// Term of its type.
+    pub(crate) event_type: u64,
+}
+
+impl DayKey {
+    /// None for what upstream does not list under a day: the gateway's own and derived events, completed copies,
+    /// events without a readable time.
+    pub(crate) fn of(keys: &Keys<'_>) -> Option<Self> {
+        let uncounted = [Flag::Derived, Flag::Enriched, Flag::TimeUnknown].into_iter().collect();
+        let counted = !keys.gateway && !keys.flags.intersects(uncounted);
+        let day = i32::try_from(keys.time_us.div_euclid(DAY_US)).ok()?;
+        counted.then(|| Self { day, event_type: type_term(keys.event_type) })
+    }
+}
+
+/// The term of an event type.
+pub(crate) fn type_term(event_type: &str) -> u64 {
+    term(EVENT_TYPE, &fold(event_type))
+}
+
+/// Microseconds of a day.
+pub(crate) const DAY_US: i64 = 24 * 3600 * 1_000_000;
 
 fn term(field: &str, folded: &str) -> u64 {
     let mut hasher = FieldHasher::new(field);

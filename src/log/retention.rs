@@ -11,14 +11,16 @@ use super::{
     Log,
     append::is_full,
     disk::{Disk, TEMPORARY, write_atomically},
-    index::sidecar::{Sidecar, encode_ids},
+    index::{
+        DAY_US,
+        sidecar::{Sidecar, encode_ids},
+    },
     record::Damaged,
     segment::{Segment, ids_name, segment_name, sidecar_name},
 };
 
 /// Ids are remembered for so many days at least: upstream can show a row for 7, and a day more for clocks.
 const IDS_DAYS_MIN: u32 = 8;
-const DAY_US: i64 = 24 * 3600 * 1_000_000;
 /// How much further than its bounds the log may grow for a reader that asked it to wait.
 const HELD_FACTOR: u64 = 2;
 

@@ -1,6 +1,7 @@
 //! The log against a model, and on disks that fail, fill up, lose power or hold flipped bits.
 
 mod damage;
+mod days;
 mod model;
 mod power;
 

@@ -1,10 +1,13 @@
 //! The index of a segment that is being written, or whose sidecar is not made yet.
 
-use std::{collections::HashMap, ops::Range};
+use std::{
+    collections::{BTreeMap, HashMap},
+    ops::Range,
+};
 
 use smallvec::SmallVec;
 
-use super::{Index, Record, Take, sidecar::Summary, terms_of};
+use super::{DayKey, Index, Record, Take, sidecar::Summary, terms_of};
 use crate::{
     event::{Keys, cursor, identity::id_hash},
     log::{KnownId, record::Frame},
@@ -17,6 +20,8 @@ pub(crate) struct LiveIndex {
     pub(crate) holes: Vec<(u64, u64)>,
     pub(crate) ids: HashMap<u128, KnownId>,
     pub(crate) postings: HashMap<u64, SmallVec<[u32; 3]>>,
+    /// Upstream's events by day and type.
+    pub(crate) days: BTreeMap<DayKey, u32>,
     /// Smallest and largest event time, microseconds.
     pub(crate) times: Option<(i64, i64)>,
     pub(crate) end: u64,
@@ -31,6 +36,7 @@ pub(crate) struct Indexed {
     known: KnownId,
     terms: [Option<u64>; 3],
     time_us: i64,
+    day: Option<DayKey>,
 }
 
 impl Indexed {
@@ -48,6 +54,7 @@ impl Indexed {
             known: KnownId { seq, identity, content },
             terms: terms_of(keys),
             time_us: keys.time_us,
+            day: DayKey::of(keys),
         }
     }
 
@@ -81,13 +88,16 @@ impl LiveIndex {
     }
 
     pub(crate) fn add(&mut self, indexed: Indexed) {
-        let Indexed { record, bytes, id, known, terms, time_us } = indexed;
+        let Indexed { record, bytes, id, known, terms, time_us, day } = indexed;
         let ordinal = self.records.len() as u32;
         self.records.push(record);
         self.end = u64::from(record.offset) + bytes;
         self.ids.insert(id, known);
         for term in terms.into_iter().flatten() {
             self.postings.entry(term).or_default().push(ordinal);
+        }
+        if let Some(day) = day {
+            *self.days.entry(day).or_default() += 1;
         }
         let (low, high) = self.times.unwrap_or((time_us, time_us));
         self.times = Some((low.min(time_us), high.max(time_us)));
@@ -113,6 +123,10 @@ impl Index for LiveIndex {
 
     fn holes(&self) -> Vec<(u64, u64)> {
         self.holes.clone()
+    }
+
+    fn days(&self) -> Vec<(DayKey, u32)> {
+        self.days.iter().map(|(key, count)| (*key, *count)).collect()
     }
 
     fn postings(&self, term: u64, range: Range<u32>, take: Take, out: &mut Vec<u32>) {

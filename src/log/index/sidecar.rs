@@ -2,15 +2,15 @@
 //!
 //! Layout, little-endian: a header of [`HEADER_BYTES`] with counts, ranges and two CRCs, then the records (24 bytes
 //! each), holes (16), a directory of the sorted ids by their first bits (4), the ids (16), what is remembered of
-//! each (24), the sorted terms (16) and their ordinals (4). When retention removes a segment whose ids must still
-//! be known, a sidecar with nothing but ids stays.
+//! each (24), the sorted terms (16), their ordinals (4) and the counts by day and type (16). When retention removes a
+//! segment whose ids must still be known, a sidecar with nothing but ids and counts stays.
 //!
 //! A sidecar is never trusted: its header is checked when it is opened, the rest before it is first used, and one
 //! that is damaged is made again from its segment.
 
 use std::{fmt, ops::Range, sync::OnceLock};
 
-use super::{Index, Record, Take, live::LiveIndex};
+use super::{DayKey, Index, Record, Take, live::LiveIndex};
 use crate::log::{
     KnownId,
     disk::Mapped,
@@ -18,12 +18,13 @@ use crate::log::{
 };
 
 const HEADER_BYTES: usize = 128;
-const MAGIC: [u8; 8] = *b"scindex\x01";
+const MAGIC: [u8; 8] = *b"scindex\x02";
 const RECORD_BYTES: usize = 24;
 const HOLE_BYTES: usize = 16;
 const ID_BYTES: usize = 16;
 const KNOWN_BYTES: usize = 24;
 const TERM_BYTES: usize = 16;
+const DAY_BYTES: usize = 16;
 /// Ids that share a directory entry, about.
 const IDS_PER_BUCKET: usize = 8;
 /// No segment holds more; keeps arithmetic on damaged counts from overflowing.
@@ -68,6 +69,7 @@ struct Layout {
     ids: usize,
     terms: usize,
     ordinals: usize,
+    days: usize,
 }
 
 impl Layout {
@@ -89,8 +91,11 @@ impl Layout {
     fn ordinals_at(self) -> usize {
         self.terms_at() + self.terms * TERM_BYTES
     }
-    fn end(self) -> usize {
+    fn days_at(self) -> usize {
         self.ordinals_at() + self.ordinals * 4
+    }
+    fn end(self) -> usize {
+        self.days_at() + self.days * DAY_BYTES
     }
 }
 
@@ -122,6 +127,11 @@ pub(crate) fn encode(index: &LiveIndex, incarnation: u64, summary: &Summary) -> 
     for ordinal in terms.iter().flat_map(|(_, list)| list.iter()) {
         put_u32(&mut body, *ordinal);
     }
+    for (key, count) in &index.days {
+        put_u32(&mut body, key.day as u32);
+        put_u32(&mut body, *count);
+        put_u64(&mut body, key.event_type);
+    }
     let layout = Layout {
         records: index.records.len(),
         holes: index.holes.len(),
@@ -129,16 +139,18 @@ pub(crate) fn encode(index: &LiveIndex, incarnation: u64, summary: &Summary) -> 
         ids: ids.len(),
         terms: terms.len(),
         ordinals: start as usize,
+        days: index.days.len(),
     };
     with_header(layout, incarnation, summary, &body)
 }
 
-/// The file that remembers the ids of a sidecar and nothing else.
+/// The file that remembers the ids and counts of a sidecar and nothing else.
 pub(crate) fn encode_ids(sidecar: &Sidecar, incarnation: u64) -> Vec<u8> {
-    let Layout { ids, directory_bits, .. } = sidecar.layout;
-    let layout = Layout { records: 0, holes: 0, directory_bits, ids, terms: 0, ordinals: 0 };
-    let body = &sidecar.bytes()[sidecar.layout.directory_at()..sidecar.layout.terms_at()];
-    with_header(layout, incarnation, &sidecar.summary, body)
+    let Layout { ids, directory_bits, days, .. } = sidecar.layout;
+    let layout = Layout { records: 0, holes: 0, directory_bits, ids, terms: 0, ordinals: 0, days };
+    let (all, from) = (sidecar.bytes(), sidecar.layout);
+    let body = [&all[from.directory_at()..from.terms_at()], &all[from.days_at()..from.end()]].concat();
+    with_header(layout, incarnation, &sidecar.summary, &body)
 }
 
 fn put_ids(ids: &[(u128, KnownId)], body: &mut Vec<u8>) -> u32 {
@@ -188,7 +200,7 @@ fn with_header(layout: Layout, incarnation: u64, summary: &Summary, body: &[u8])
         put_u32(&mut out, count as u32);
     }
     put_u32(&mut out, layout.directory_bits);
-    put_u32(&mut out, 0);
+    put_u32(&mut out, layout.days as u32);
     put_u32(&mut out, 0);
     put_u32(&mut out, crc32c::crc32c(body));
     let crc = crc32c::crc32c(&out);
@@ -225,6 +237,7 @@ impl Sidecar {
                     terms: count(3)?,
                     ordinals: count(4)?,
                     directory_bits: count(5).filter(|bits| *bits < 28)? as u32,
+                    days: count(6)?,
                 })
             })
             .flatten()
@@ -276,6 +289,7 @@ impl Sidecar {
             holes: self.holes(),
             ids,
             postings: terms.collect(),
+            days: self.days().into_iter().collect(),
             times: self.summary.times,
             end: self.summary.bytes,
         }
@@ -364,6 +378,15 @@ impl Index for Sidecar {
     fn holes(&self) -> Vec<(u64, u64)> {
         let at = |n: usize| self.layout.holes_at() + n * HOLE_BYTES;
         (0..self.layout.holes).map(|n| (self.u64(at(n)), self.u64(at(n) + 8))).collect()
+    }
+
+    fn days(&self) -> Vec<(DayKey, u32)> {
+        let at = |n: usize| self.layout.days_at() + n * DAY_BYTES;
+        let entry = |n| {
+            let key = DayKey { day: self.u32(at(n)) as i32, event_type: self.u64(at(n) + 8) };
+            (key, self.u32(at(n) + 4))
+        };
+        (0..self.layout.days).map(entry).collect()
     }
 
     fn postings(&self, term: u64, range: Range<u32>, take: Take, out: &mut Vec<u32>) {
