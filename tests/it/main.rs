@@ -7,6 +7,7 @@ mod bad_input;
 mod clients;
 mod crash;
 mod demo;
+mod document;
 mod drain;
 mod resume;
 mod scenario;
