@@ -38,7 +38,7 @@ pub(crate) trait Index: fmt::Debug + Send + Sync {
     fn find(&self, id: u128) -> Option<KnownId>;
     /// Ranges of positions (inclusive) that were unreadable when the index was made.
     fn holes(&self) -> Vec<(u64, u64)>;
-    /// Upstream's events by day and type.
+    /// Upstream's events by quarter of an hour and type.
     fn days(&self) -> Vec<(DayKey, u32)>;
     /// Adds the ordinals within `range` of records that hold the term: the first `max` in reading direction.
     fn postings(&self, term: u64, range: Range<u32>, take: Take, out: &mut Vec<u32>);
@@ -107,8 +107,8 @@ pub(crate) fn terms_for(wanted: IndexTerm<'_>) -> Option<Vec<u64>> {
 /// Under what an event is counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct DayKey {
-    /// UTC day of the event's time, days since the epoch.
-    pub(crate) day: i32,
+    /// Quarter of an hour of the event's time, counted from the epoch: days of every time zone consist of these.
+    pub(crate) quarter: i32,
     /// Term of its type.
     pub(crate) event_type: u64,
 }
@@ -119,8 +119,8 @@ impl DayKey {
     pub(crate) fn of(keys: &Keys<'_>) -> Option<Self> {
         let uncounted = [Flag::Derived, Flag::Enriched, Flag::TimeUnknown].into_iter().collect();
         let counted = !keys.gateway && !keys.flags.intersects(uncounted);
-        let day = i32::try_from(keys.time_us.div_euclid(DAY_US)).ok()?;
-        counted.then(|| Self { day, event_type: type_term(keys.event_type) })
+        let quarter = i32::try_from(keys.time_us.div_euclid(QUARTER_US)).ok()?;
+        counted.then(|| Self { quarter, event_type: type_term(keys.event_type) })
     }
 }
 
@@ -129,8 +129,12 @@ pub(crate) fn type_term(event_type: &str) -> u64 {
     term(EVENT_TYPE, &fold(event_type))
 }
 
+/// Microseconds of a quarter of an hour.
+pub(crate) const QUARTER_US: i64 = 15 * 60 * 1_000_000;
+/// Quarters of an hour in a day.
+pub(crate) const QUARTERS: i32 = 96;
 /// Microseconds of a day.
-pub(crate) const DAY_US: i64 = 24 * 3600 * 1_000_000;
+pub(crate) const DAY_US: i64 = QUARTERS as i64 * QUARTER_US;
 
 fn term(field: &str, folded: &str) -> u64 {
     let mut hasher = FieldHasher::new(field);

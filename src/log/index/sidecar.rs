@@ -2,7 +2,7 @@
 //!
 //! Layout, little-endian: a header of [`HEADER_BYTES`] with counts, ranges and two CRCs, then the records (24 bytes
 //! each), holes (16), a directory of the sorted ids by their first bits (4), the ids (16), what is remembered of
-//! each (24), the sorted terms (16), their ordinals (4) and the counts by day and type (16). When retention removes a
+//! each (24), the sorted terms (16), their ordinals (4) and the counts by quarter of an hour and type (16). When retention removes a
 //! segment whose ids must still be known, a sidecar with nothing but ids and counts stays.
 //!
 //! A sidecar is never trusted: its header is checked when it is opened, the rest before it is first used, and one
@@ -18,7 +18,7 @@ use crate::log::{
 };
 
 const HEADER_BYTES: usize = 128;
-const MAGIC: [u8; 8] = *b"scindex\x02";
+const MAGIC: [u8; 8] = *b"scindex\x03";
 const RECORD_BYTES: usize = 24;
 const HOLE_BYTES: usize = 16;
 const ID_BYTES: usize = 16;
@@ -128,7 +128,7 @@ pub(crate) fn encode(index: &LiveIndex, incarnation: u64, summary: &Summary) -> 
         put_u32(&mut body, *ordinal);
     }
     for (key, count) in &index.days {
-        put_u32(&mut body, key.day as u32);
+        put_u32(&mut body, key.quarter as u32);
         put_u32(&mut body, *count);
         put_u64(&mut body, key.event_type);
     }
@@ -383,7 +383,7 @@ impl Index for Sidecar {
     fn days(&self) -> Vec<(DayKey, u32)> {
         let at = |n: usize| self.layout.days_at() + n * DAY_BYTES;
         let entry = |n| {
-            let key = DayKey { day: self.u32(at(n)) as i32, event_type: self.u64(at(n) + 8) };
+            let key = DayKey { quarter: self.u32(at(n)) as i32, event_type: self.u64(at(n) + 8) };
             (key, self.u32(at(n) + 4))
         };
         (0..self.layout.days).map(entry).collect()

@@ -58,6 +58,13 @@ fn only_what_upstream_lists_under_a_day_is_counted() {
     assert_eq!(count(day(4), &Predicate::default()), 0);
     assert_eq!(count(day(2), &filter(&[("iccid", &[ICCIDS[0]])])), 2);
     assert_eq!(count(day(3), &filter(&[("event_type", &["network_change"])])), 3);
+    let by_quarter = log.quarter_counts(Some("connection")).unwrap();
+    assert_eq!(by_quarter, [(2 * DAY_S, 6), (3 * DAY_S, 1)].into());
+    let connections = filter(&[("event_type", &["connection"])]);
+    let quarter_past = Timestamp::from_second(2 * DAY_S + 900).unwrap();
+    let by_sim = log.count_by_sim(Timestamp::UNIX_EPOCH, quarter_past, &connections).unwrap();
+    assert_eq!(by_sim, ICCIDS[..3].iter().map(|iccid| (Some((*iccid).to_owned()), 2)).collect());
+    assert!(log.count_by_sim(quarter_past, second(3 * DAY_S as u64), &connections).unwrap().is_empty());
     log.close().unwrap();
     check(&open(&disk), "after a clean stop");
     let mut files = disk.contents();
