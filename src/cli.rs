@@ -8,10 +8,12 @@ pub mod check;
 pub mod completions;
 pub mod demo;
 pub mod doctor;
+pub mod gateway;
 pub mod serve;
 pub mod simulate;
 pub mod tail;
 pub mod token;
+pub mod why;
 
 use std::{
     ffi::OsString,
@@ -47,6 +49,7 @@ enum Command {
     Serve(serve::Args),
     Simulate(simulate::Args),
     Tail(Box<tail::Args>),
+    Why(why::Args),
     Check(check::Args),
     Doctor(doctor::Args),
     Token(token::Args),
@@ -144,6 +147,7 @@ async fn run(command: Command) -> Result<(), Failure> {
             simulate::run(args).await.map_err(|error| Failure::runtime(error.to_string()))
         }
         Command::Tail(args) => tail::run(*args, &mut out).await,
+        Command::Why(args) => why::run(&args, &mut out).await,
         Command::Check(args) => check::run(&args, &mut out),
         Command::Doctor(args) => doctor::run(args, clock::system(), &mut out).await,
         Command::Token(args) => token::run(args, &clock::system(), &mut out, &mut io::stderr()),

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
+use tokio::runtime::Handle;
 
 /// Wall-clock time.
 pub trait Clock: Send + Sync + std::fmt::Debug + 'static {
@@ -29,21 +30,26 @@ impl Clock for SystemClock {
 }
 
 /// A wall clock that starts at a given time and advances with tokio's timer, paused or not.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct TokioClock {
     base: Timestamp,
     started: tokio::time::Instant,
+    /// Whose timer it is: a thread outside any runtime would see real time pass instead.
+    runtime: Option<Handle>,
 }
 
 impl TokioClock {
     /// Starts at `base`; must be called inside a tokio runtime when its clock is paused.
     pub fn starting_at(base: Timestamp) -> Self {
-        Self { base, started: tokio::time::Instant::now() }
+        let runtime = Handle::try_current().ok();
+        Self { base, started: tokio::time::Instant::now(), runtime }
     }
 }
 
 impl Clock for TokioClock {
     fn now(&self) -> Timestamp {
+        let outside = Handle::try_current().is_err();
+        let _inside = self.runtime.as_ref().filter(|_| outside).map(Handle::enter);
         let elapsed = SignedDuration::try_from(self.started.elapsed()).unwrap_or(SignedDuration::MAX);
         self.base.saturating_add(elapsed).unwrap_or(Timestamp::MAX)
     }
@@ -52,4 +58,18 @@ impl Clock for TokioClock {
 /// The machine's clock, shared.
 pub fn system() -> SharedClock {
     Arc::new(SystemClock)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_paused_clock_is_the_same_for_threads_outside_the_runtime() {
+        let clock = TokioClock::starting_at(Timestamp::UNIX_EPOCH);
+        tokio::time::advance(std::time::Duration::from_secs(3_600)).await;
+        let there = clock.clone();
+        let seen = std::thread::spawn(move || there.now()).join().unwrap();
+        assert_eq!((seen, clock.now().as_second()), (clock.now(), 3_600));
+    }
 }

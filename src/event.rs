@@ -13,6 +13,7 @@ pub mod keys;
 pub mod policy;
 pub mod position;
 pub mod protobuf;
+pub mod provenance;
 
 use std::sync::Arc;
 
@@ -26,6 +27,7 @@ pub use identity::{Iccid, Identity};
 pub use keys::{Flag, Flags, Keys, SealError, StoredEvent};
 pub use policy::FieldPolicy;
 pub use position::{Gap, GapReason, OnExpired, Start};
+pub use provenance::{Provenance, Via};
 
 /// Prefix of the types that the gateway itself emits; an empty filter never matches them.
 pub const GATEWAY_PREFIX: &str = "simcast.";
@@ -69,6 +71,8 @@ pub struct Event {
     pub extra: Map<String, Value>,
     /// See [`Flag`].
     pub flags: Flags,
+    /// How it came; None for the gateway's own. Kept beside the event, and in none of its encodings.
+    pub provenance: Option<Provenance>,
 }
 
 /// A mobile network as a SIM sees it. All codes are strings, since leading zeros count.
@@ -145,6 +149,7 @@ impl Event {
             details: None,
             extra: Map::new(),
             flags: Flags::default(),
+            provenance: None,
         }
     }
 

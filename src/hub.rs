@@ -19,6 +19,7 @@ pub mod history;
 mod index;
 mod ring;
 pub mod subscription;
+pub mod trace;
 
 use std::sync::Arc;
 
@@ -33,6 +34,7 @@ use crate::{
 pub use frame::{Batch, Encoding};
 pub use history::{History, HistoryQuery, HistoryStart, Order};
 pub use subscription::{Delivery, Subscription};
+pub use trace::{Step, Trace};
 
 /// Bounds of the hub.
 #[derive(Debug, Clone, Copy)]

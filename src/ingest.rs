@@ -12,6 +12,7 @@ mod days;
 mod details;
 mod findings;
 mod gap;
+mod head;
 mod intake;
 mod known;
 mod lateness;

@@ -19,7 +19,7 @@ use self::{
     follow::{End, Follow, Next, Param, Shown},
     show::Format,
 };
-use super::Failure;
+use super::{Failure, gateway::server_url};
 
 /// Follow the stream and print it
 #[derive(Debug, Clone, clap::Args)]
@@ -127,19 +127,6 @@ impl Args {
         };
         (filter.collect(), start)
     }
-}
-
-fn server_url(text: &str) -> Result<Url, String> {
-    let text = match text.split_once("://") {
-        Some(("ws", rest)) => format!("http://{rest}"),
-        Some(("wss", rest)) => format!("https://{rest}"),
-        _ => text.to_owned(),
-    };
-    let url = Url::parse(&text).map_err(|error| error.to_string())?;
-    if !matches!(url.scheme(), "http" | "https") || !url.has_host() || url.query().is_some() {
-        return Err("give the gateway's address such as http://127.0.0.1:8080".into());
-    }
-    Ok(url)
 }
 
 /// Follows until interrupted or told by the gateway not to come back.

@@ -130,6 +130,18 @@ pub fn details_id(id: &str) -> String {
     with_suffix(id, "~details")
 }
 
+/// What [`details_id`] was made from, where `id` looks like one and was short.
+pub fn of_details(id: &str) -> Option<&str> {
+    id.strip_suffix("~details")
+}
+
+/// What [`Identity::conflict_id`] was made from, where `id` looks like one and was short.
+pub fn of_conflict(id: &str) -> Option<&str> {
+    let (plain, suffix) = id.rsplit_once('~')?;
+    let is_hash = suffix.len() == 8 && suffix.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    is_hash.then_some(plain)
+}
+
 /// Encodes an upstream id: bytes outside `[A-Za-z0-9_~-]` as `=XX`; longer than [`ID_BYTES_MAX`] becomes `=H` and
 /// 32 hex of its SHA-256.
 pub fn encode_id(raw: &str) -> String {
@@ -234,6 +246,12 @@ mod tests {
         let base = Identity { event_id: Some("e"), iccid: Some("1"), event_type: "t", timestamp: None };
         assert_ne!(base.hash(), Identity { timestamp: Some(""), ..base }.hash());
         assert_ne!(base.hash(), Identity { event_id: Some("e1"), iccid: Some(""), ..base }.hash());
-        assert_eq!(base.conflict_id().unwrap().len(), "e~".len() + 8);
+        let conflict = base.conflict_id().unwrap();
+        assert_eq!((conflict.len(), of_conflict(&conflict)), ("e~".len() + 8, Some("e")));
+        assert_eq!(of_details(&details_id(&conflict)), Some(conflict.as_str()));
+        assert_eq!(
+            (of_details(&conflict), of_conflict("e~details"), of_conflict("e~0123456G")),
+            (None, None, None)
+        );
     }
 }

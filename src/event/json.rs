@@ -137,6 +137,7 @@ pub fn read(json: &[u8]) -> Result<(Event, Timestamp), serde_json::Error> {
         details: data.details,
         extra: data.extra,
         flags,
+        provenance: None,
     };
     Ok((event, data.observed_at))
 }

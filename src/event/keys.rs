@@ -1,13 +1,13 @@
 //! What filters and indexes look at, in front of each stored body, readable without parsing JSON.
 //!
-//! Layout, little-endian: flags u16, gateway u8, has_time u8, time i64 and observed_at i64 (microseconds since
-//! the epoch), then eight texts, each a u16 length (`0xFFFF` = absent) and its bytes: id, event_type, iccid,
-//! device_id, country, country_code, operator, network_type.
+//! Layout, little-endian: flags u16, gateway u8, time i64 and observed_at i64 (microseconds since the epoch), the
+//! [`Provenance`] in 25 bytes, then eight texts, each a u16 length (`0xFFFF` = absent) and its bytes: id, event_type,
+//! iccid, device_id, country, country_code, operator, network_type.
 
 use bytes::Bytes;
 use jiff::Timestamp;
 
-use super::{Cursor, Event, cursor};
+use super::{Cursor, Event, Provenance, cursor, provenance};
 
 /// One mark on an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -109,6 +109,8 @@ pub struct Keys<'a> {
     pub time_us: i64,
     /// When it was appended, microseconds since the epoch.
     pub observed_us: i64,
+    /// How it came; None for the gateway's own.
+    pub provenance: Option<Provenance>,
     /// Event id.
     pub id: &'a str,
     /// Raw event type.
@@ -146,7 +148,8 @@ pub struct KeysError;
 
 const ABSENT: u16 = u16::MAX;
 const TEXT_BYTES_MAX: usize = ABSENT as usize - 1;
-const FIXED_BYTES: usize = 20;
+const FIXED_BYTES: usize = PROVENANCE_AT + provenance::BYTES;
+const PROVENANCE_AT: usize = 19;
 
 impl<'a> Keys<'a> {
     /// The keys of an event about to be stored.
@@ -157,6 +160,7 @@ impl<'a> Keys<'a> {
             gateway: event.gateway,
             time_us: event.time.unwrap_or(observed_at).as_microsecond(),
             observed_us: observed_at.as_microsecond(),
+            provenance: event.provenance,
             id: &event.id,
             event_type: &event.event_type,
             iccid: event.iccid.as_ref().map(super::Iccid::as_str),
@@ -175,9 +179,9 @@ impl<'a> Keys<'a> {
     pub fn encode(&self, out: &mut Vec<u8>) -> Result<(), SealError> {
         out.extend_from_slice(&self.flags.0.to_le_bytes());
         out.push(u8::from(self.gateway));
-        out.push(0);
         out.extend_from_slice(&self.time_us.to_le_bytes());
         out.extend_from_slice(&self.observed_us.to_le_bytes());
+        Provenance::encode(self.provenance, out);
         for (field, text) in [
             ("id", Some(self.id)),
             ("event_type", Some(self.event_type)),
@@ -210,7 +214,10 @@ impl<'a> Keys<'a> {
             let slice = fixed.get(at..at + 8).ok_or(KeysError)?;
             Ok(i64::from_le_bytes(slice.try_into().map_err(|_| KeysError)?))
         };
-        let (time_us, observed_us) = (word(4)?, word(12)?);
+        let (time_us, observed_us) = (word(3)?, word(11)?);
+        let provenance =
+            fixed.get(PROVENANCE_AT..).and_then(|bytes| bytes.try_into().ok()).ok_or(KeysError)?;
+        let provenance = Provenance::decode(provenance).ok_or(KeysError)?;
         let mut text = || -> Result<Option<&'a str>, KeysError> {
             let (len, tail) = rest.split_at_checked(2).ok_or(KeysError)?;
             let len = u16::from_le_bytes([len[0], len[1]]);
@@ -227,6 +234,7 @@ impl<'a> Keys<'a> {
             gateway: fixed[2] != 0,
             time_us,
             observed_us,
+            provenance,
             id: text()?.ok_or(KeysError)?,
             event_type: text()?.ok_or(KeysError)?,
             iccid: text()?,
@@ -301,10 +309,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn keys_survive(flags in 0u16..256, gateway: bool, time: i64, observed: i64, id in ".{0,20}",
+        fn keys_survive(flags in 0u16..256, gateway: bool, time: i64, observed: i64,
+            read in proptest::option::of(0_i64..), id in ".{0,20}",
             ty in ".{0,20}", texts in proptest::array::uniform6(proptest::option::of(".{0,12}"))) {
             let [iccid, device, country, code, operator, rat] = &texts;
-            let keys = Keys { flags: Flags(flags), gateway, time_us: time, observed_us: observed, id: &id,
+            let provenance = read.map(|us| Provenance {
+                via: crate::event::Via::Sweep, asked_us: us, answered_us: us / 2, not_seen_us: Some(us / 3) });
+            let keys = Keys { flags: Flags(flags), gateway, time_us: time, observed_us: observed, provenance, id: &id,
                 event_type: &ty, iccid: iccid.as_deref(), device_id: device.as_deref(), country: country.as_deref(),
                 country_code: code.as_deref(), operator: operator.as_deref(), network_type: rat.as_deref() };
             let mut bytes = Vec::new();

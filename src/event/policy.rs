@@ -78,11 +78,15 @@ impl FieldPolicy {
         (self.iccid != FieldRule::Keep && filter.uses_iccid()).then_some("iccid")
     }
 
+    /// An ICCID as this policy shows it.
+    pub fn show_iccid(&self, iccid: &str) -> Option<String> {
+        self.rewrite(self.iccid, iccid).map(Cow::into_owned)
+    }
+
     /// Rewrites a decoded event. A hidden ICCID leaves the event without `subject`, unless it has a stand-in.
     pub fn apply(&self, event: &mut Event) -> Shown {
         let iccid = event.iccid.take();
-        let shown =
-            iccid.as_ref().and_then(|iccid| self.rewrite(self.iccid, iccid.as_str()).map(Cow::into_owned));
+        let shown = iccid.as_ref().and_then(|iccid| self.show_iccid(iccid.as_str()));
         if self.iccid == FieldRule::Keep {
             event.iccid = iccid;
         }

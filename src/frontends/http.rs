@@ -21,6 +21,7 @@ pub mod landing;
 pub mod openapi;
 pub mod routes;
 pub mod stream;
+mod trace;
 
 use std::sync::Arc;
 

@@ -7,6 +7,7 @@ use super::{
     Error, Hub,
     frame::{self, Encoding, Joiner},
     subscription::{before_last, gap_of, join, resolve_cursor},
+    trace,
 };
 use std::sync::Arc;
 
@@ -118,13 +119,7 @@ impl Hub {
         let (id, predicate, policy) = (id.to_owned(), predicate.clone(), policy.cloned());
         self.read(move |hub| {
             let log = hub.log();
-            let Some(known) = log.find(&id) else { return Ok(None) };
-            let found = log.get(known.seq).map_err(|error| Error::Unavailable(error.to_string()))?;
-            let Some(event) = found else { return Ok(None) };
-            let visible = event.keys().is_ok_and(|keys| keys.id == id && predicate.matches(&keys));
-            if !visible {
-                return Ok(None);
-            }
+            let Some(event) = trace::visible(log, &id, &predicate)? else { return Ok(None) };
             frame::encode(&event, log.incarnation(), encoding, policy.as_deref())
                 .map(Some)
                 .map_err(|error| Error::Unavailable(error.to_string()))

@@ -17,9 +17,13 @@ use std::{
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use tokio::{sync::mpsc, time::Instant};
 
-use super::{names, page::PAGE_ROWS, upstream::Upstream};
+use super::{
+    names,
+    page::{PAGE_ROWS, Shown},
+    upstream::Upstream,
+};
 use crate::{
-    event::{Flags, Iccid},
+    event::{Flags, Iccid, Provenance, Via},
     globalsim::{error::Error, wire::Row},
 };
 
@@ -72,6 +76,8 @@ pub struct Partial {
     pub id: String,
     /// The flags with which.
     pub flags: Flags,
+    /// How it came; once completed, how its details came.
+    pub provenance: Provenance,
 }
 
 /// Sends wants to the task.
@@ -144,6 +150,12 @@ struct Turn {
     iccid: Iccid,
     identities: HashSet<u64>,
     waited_for: bool,
+}
+
+/// A row of a SIM's list.
+struct Found {
+    row: Row,
+    shown: Shown,
 }
 
 #[derive(Default)]
@@ -255,7 +267,7 @@ impl Task {
     }
 
     /// Hands rows to those who want them; gives the followers that are complete now.
-    fn answered(&mut self, iccid: &Iccid, answer: Result<HashMap<u64, Row>, Error>) -> Vec<Partial> {
+    fn answered(&mut self, iccid: &Iccid, answer: Result<HashMap<u64, Found>, Error>) -> Vec<Partial> {
         let Some(mut sim) = self.sims.remove(iccid) else { return Vec::new() };
         sim.asked = false;
         let before = sim.wants.len();
@@ -266,7 +278,7 @@ impl Task {
         };
         let mut left = Vec::new();
         for want in std::mem::take(&mut sim.wants) {
-            let Some(row) = rows.get(&want.identity) else {
+            let Some(Found { row, shown }) = rows.get(&want.identity) else {
                 if !want.is_stale() {
                     left.push(want);
                 }
@@ -279,6 +291,9 @@ impl Task {
                 }
                 Goal::Follow(mut partial) => {
                     partial.row.merge_details(row.clone());
+                    // Not seen before the same answer as the event itself.
+                    let not_seen_us = partial.provenance.not_seen_us;
+                    partial.provenance = Provenance { not_seen_us, ..shown.by(Via::Details) };
                     done.push(*partial);
                 }
             }
@@ -308,17 +323,18 @@ async fn ask(
     upstream: &Upstream,
     iccid: &Iccid,
     mut identities: HashSet<u64>,
-) -> Result<HashMap<u64, Row>, Error> {
+) -> Result<HashMap<u64, Found>, Error> {
     let mut found = HashMap::new();
     let mut offset = 0;
     let mut backwards = false;
     for _ in 0..PAGES_MAX {
         let page = upstream.sim_page(iccid, offset).await?;
         let rows = page.rows.len() as u64;
+        let shown = Shown { asked_at: page.asked_at, answered_at: page.answered_at, not_seen_at: None };
         let times: Vec<_> = page.rows.iter().flatten().filter_map(|row| row.event.time).collect();
         for row in page.rows.into_iter().flatten() {
             if identities.remove(&row.identity_hash()) {
-                found.insert(row.identity_hash(), row);
+                found.insert(row.identity_hash(), Found { row, shown });
             }
         }
         let total = page.total.unwrap_or(u64::MAX);

@@ -23,6 +23,8 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+pub use crate::event::Via;
+
 use self::writer::{Batch, Pending, Work, Writer};
 use super::{
     DetailsMode,
@@ -43,34 +45,6 @@ use crate::{
 
 /// Batches on their way; each is at most a page.
 const QUEUE_MAX: usize = 64;
-
-/// Which reader found a row.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Via {
-    /// The newest page.
-    Tail,
-    /// A walk through a backlog.
-    CatchUp,
-    /// A walk that looks for late rows.
-    Sweep,
-    /// The first read of the past.
-    Backfill,
-    /// A row that was completed later.
-    Details,
-}
-
-impl Via {
-    /// As a metric label.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Tail => "tail",
-            Self::CatchUp => "catch_up",
-            Self::Sweep => "sweep",
-            Self::Backfill => "backfill",
-            Self::Details => "details",
-        }
-    }
-}
 
 /// What became of the rows of one call.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -259,6 +233,7 @@ impl Intake {
         read_at: Timestamp,
         backfill_before: Option<Timestamp>,
     ) -> Judged {
+        let shown = slot.shown;
         let row = match slot.row {
             Ok(row) => row,
             Err(bad) => {
@@ -300,7 +275,14 @@ impl Intake {
         if via == Via::Sweep {
             self.board.update(|status| status.late_found += 1);
         }
-        Judged::New(Box::new(Pending { identity: row.identity_hash(), content: row.content, row, id, flags }))
+        Judged::New(Box::new(Pending {
+            identity: row.identity_hash(),
+            content: row.content,
+            row,
+            id,
+            flags,
+            provenance: shown.by(via),
+        }))
     }
 
     /// Older than what was asked for, or than ids are remembered.

@@ -7,6 +7,8 @@ use std::future::Future;
 
 use jiff::Timestamp;
 
+use crate::event::{Provenance, Via};
+
 /// Most rows that upstream gives in one answer.
 pub const PAGE_ROWS: u64 = 100;
 
@@ -24,8 +26,29 @@ pub struct Slot<R> {
     pub time: Option<Timestamp>,
     /// Which of equal rows this is, counted by whoever read them contiguously; 0 for unique ones.
     pub ordinal: u32,
+    /// When it was shown.
+    pub shown: Shown,
     /// The row.
     pub row: R,
+}
+
+/// When an answer showed a row, by our clock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Shown {
+    /// When the answer was asked for.
+    pub asked_at: Timestamp,
+    /// When it was there.
+    pub answered_at: Timestamp,
+    /// When an earlier answer was asked for that would have shown the row, had it been visible; None where nobody
+    /// knows of one.
+    pub not_seen_at: Option<Timestamp>,
+}
+
+impl Shown {
+    /// The same as it is stored.
+    pub fn by(self, via: Via) -> Provenance {
+        Provenance::new(via, self.asked_at, self.answered_at, self.not_seen_at)
+    }
 }
 
 /// One answer. All rows of one answer are one atomic view of the list.
@@ -39,6 +62,8 @@ pub struct ListPage<R> {
     pub total: Option<u64>,
     /// When it was asked, by our clock, and not later than upstream's own.
     pub asked_at: Timestamp,
+    /// When it was asked, by our clock alone.
+    pub sent_at: Timestamp,
 }
 
 impl<R> ListPage<R> {
@@ -121,6 +146,7 @@ mod tests {
             unique: true,
             time: Timestamp::from_second(*s).ok(),
             ordinal: 0,
+            shown: Shown::default(),
             row: (),
         };
         seconds.iter().map(slot).collect()

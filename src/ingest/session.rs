@@ -85,8 +85,19 @@ pub struct Session {
     past: Mutex<Option<Timestamp>>,
     /// Until the first complete sweep of a restart: time of the newest event of before.
     resumed: Mutex<Option<Timestamp>>,
+    /// The last complete sweep of a list with an order, or tail page that reached as deep.
+    swept: Mutex<Option<Swept>>,
     /// The tail itself read down to the depth of a sweep, at this time.
     pub covered: watch::Sender<Option<Timestamp>>,
+}
+
+/// A read of every row visible when it began, from the newest down to a depth.
+#[derive(Debug, Clone, Copy)]
+pub struct Swept {
+    /// When it began, by our clock.
+    pub sent_at: Timestamp,
+    /// Rows older than this it may have left out.
+    pub depth: Timestamp,
 }
 
 #[derive(Debug, Default)]
@@ -122,6 +133,7 @@ impl Session {
             hole: Mutex::default(),
             past: Mutex::default(),
             resumed: Mutex::default(),
+            swept: Mutex::default(),
             covered: watch::Sender::new(None),
         }
     }
@@ -166,8 +178,19 @@ impl Session {
     pub fn observe(&self, page: &ListPage<Item>) {
         let changed = self.findings.lock().observe(page);
         if changed {
+            self.swept.lock().take();
             self.open_hole();
         }
+    }
+
+    /// The last complete sweep, if the list has kept its order since.
+    pub fn swept(&self) -> Option<Swept> {
+        *self.swept.lock()
+    }
+
+    /// A sweep is complete, or the tail read as deep.
+    pub fn has_swept(&self, swept: Swept) {
+        *self.swept.lock() = Some(swept);
     }
 
     /// Changes a finding.

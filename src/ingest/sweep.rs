@@ -18,7 +18,7 @@ use super::{
     page::{ListPage, PAGE_ROWS},
     probe::{day_of, day_plus},
     seek::{self, Down},
-    session::{Halt, Session},
+    session::{Halt, Session, Swept},
     status::Mode,
     upstream::{Item, Window},
 };
@@ -128,7 +128,14 @@ async fn complete(session: &Session) -> Result<(), Halt> {
         // The tail reads its window wholly, again and again, and tells when it has.
         Mode::Windows if depth >= midnight(day_plus(session.window_day(), 1)) => return Ok(()),
         Mode::Windows => deep_windows(session, depth).await?,
-        _ => walk(session, class, depth).await?,
+        _ => {
+            let order = session.order();
+            let Walked { began, sent_at } = walk(session, class, depth).await?;
+            if session.order() == order {
+                session.has_swept(Swept { sent_at, depth });
+            }
+            began
+        }
     };
     session.walk_done();
     session.begun();
@@ -171,17 +178,33 @@ pub async fn depth(session: &Session) -> Timestamp {
     session.depth().await.saturating_sub(skew).unwrap_or(Timestamp::MIN)
 }
 
-/// Reads from the newest row down to a depth, or from the depth up if that is far; gives when it began.
-async fn walk(session: &Session, class: Class, depth: Timestamp) -> Result<Timestamp, Halt> {
+/// When a walk began.
+struct Walked {
+    /// Not later than by upstream's clock either.
+    began: Timestamp,
+    /// By ours.
+    sent_at: Timestamp,
+}
+
+/// Reads from the newest row down to a depth, or from the depth up if that is far.
+async fn walk(session: &Session, class: Class, depth: Timestamp) -> Result<Walked, Halt> {
     // Without dates: a row whose time upstream can't read either is in no list by date.
     let window = Window::default();
     let head = head(session, class, &window).await?;
     session.observe(&head);
-    let began = head.asked_at;
+    let (began, sent_at) = (head.asked_at, head.sent_at);
+    let before = session.swept();
     let source = session.source(class, window);
     let down = seek::down(&source, session.order(), head, SWEEP_ROWS_MAX, |rows| seek::passed(rows, depth));
     match down.await? {
-        Down::Reached(rows) => {
+        Down::Reached(mut rows) => {
+            if let Some(before) = before {
+                // Visible then, they would have been read then.
+                for slot in rows.iter_mut().filter(|slot| slot.time.is_some_and(|time| time >= before.depth))
+                {
+                    slot.shown.not_seen_at = Some(before.sent_at);
+                }
+            }
             let oldest = rows.iter().filter_map(|slot| slot.time).min();
             session.intake.take(rows, Via::Sweep, began, session.past()).await?;
             check_for_gap(session, oldest.unwrap_or(began)).await?;
@@ -196,7 +219,7 @@ async fn walk(session: &Session, class: Class, depth: Timestamp) -> Result<Times
             }
         }
     }
-    Ok(began)
+    Ok(Walked { began, sent_at })
 }
 
 /// After a restart: where the list ends above the floor, upstream may have forgotten what came in between.

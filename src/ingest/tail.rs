@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::{
+    head::Head,
     intake::Via,
     names,
     page::{ListPage, Order, PAGE_ROWS},
@@ -45,8 +46,8 @@ const FAILURES_MAX: u32 = 1;
 /// The tail's own state.
 pub struct Tail<'s> {
     session: &'s Session,
-    /// Keys of the last page that joined; None before the first.
-    head: Option<HashSet<u64>>,
+    /// The newest page before; None before the first.
+    head: Option<Head>,
     totals: Totals,
     unfiltered_at: Instant,
     failures: u32,
@@ -139,25 +140,35 @@ impl<'s> Tail<'s> {
         let session = self.session;
         let (asked_at, total, whole) = (page.asked_at, page.total, page.is_whole_list());
         let first = self.head.is_none();
-        let joins = whole
-            || self.head.as_ref().is_some_and(|head| page.slots.iter().any(|slot| head.contains(&slot.key)));
+        let joins =
+            whole || self.head.as_ref().is_some_and(|head| page.slots.iter().any(|slot| head.has(slot)));
         let depth = sweep::depth(session).await;
         let deep = whole || seek::passed(&page.slots, depth);
-        let head = keys(&page.slots);
+        let head = Head::of(&page, &window, session.findings().order);
+        let before = self.head.as_ref();
+        let mut fresh = before.map(|before| before.above(&head, &page.slots)).unwrap_or_default();
         // Handed on with the oldest first.
         let mut rows: Vec<_> = page.slots.iter().rev().cloned().collect();
         let mut closed = joins || deep;
         if !closed && !first {
             metrics::counter!(names::HOLES).increment(1);
-            let old = self.head.clone().unwrap_or_default();
             let source = session.source(Class::CatchUp, window.clone());
+            let (mut above, mut joined) = (HashSet::new(), false);
             let walked = seek::down(&source, Order::NewestFirst, page, WALK_ROWS_MAX, |rows| {
-                rows.iter().any(|slot| old.contains(&slot.key)) || seek::passed(rows, depth)
+                joined = before.is_some_and(|before| rows.iter().any(|slot| before.has(slot)));
+                match before {
+                    Some(before) if joined => above.extend(before.above(&head, rows)),
+                    _ => above.extend(keys(rows)),
+                }
+                joined || seek::passed(rows, depth)
             });
             match walked.await {
                 Ok(Down::Reached(all)) => {
                     session.walk_done();
                     (rows, closed) = (all, true);
+                    if joined && before.is_some_and(|before| before.leads_to(&head)) {
+                        fresh = above;
+                    }
                 }
                 Ok(Down::TooLong) => {}
                 Err(error) => {
@@ -168,9 +179,20 @@ impl<'s> Tail<'s> {
         if !closed {
             session.open_hole();
         }
+        if let Some(before) = before {
+            for slot in &mut rows {
+                if fresh.contains(&slot.key) && before.would_show(&head, slot) {
+                    slot.shown.not_seen_at = Some(before.sent_at);
+                }
+            }
+        }
+        let swept = head.swept(depth).filter(|_| deep);
         let via = if rows.len() > PAGE_ROWS as usize { Via::CatchUp } else { Via::Tail };
         session.intake.take(rows, via, asked_at, self.past(joins)).await?;
         self.head = Some(head);
+        if let Some(swept) = swept {
+            session.has_swept(swept);
+        }
         if deep && session.resumed().is_some() && whole {
             // Only a sweep looks for what upstream may have forgotten.
             session.open_hole();
@@ -222,7 +244,7 @@ impl<'s> Tail<'s> {
             // Nobody knows whether this joins what was read before.
             session.open_hole();
         }
-        self.head = Some(keys(&page.slots));
+        self.head = Some(Head::of(&page, &source.window, session.findings().order));
         let (mut walker, rows) = Walker::start(&source, Toward::End, page);
         session.intake.take(rows, Via::Tail, asked_at, session.past()).await?;
         let mut reached_end = false;

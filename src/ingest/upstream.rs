@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::{
     board::Board,
     names,
-    page::{ListPage, PAGE_ROWS, PageSource, ROWS_MAX, Slot},
+    page::{ListPage, PAGE_ROWS, PageSource, ROWS_MAX, Shown, Slot},
     status::UpstreamState,
 };
 use crate::{
@@ -280,26 +280,29 @@ fn list_page(page: Page<Row>, offset: u64) -> ListPage<Item> {
     let asked_at = page
         .server_date
         .map_or(page.asked_at, |date| page.asked_at.min(date.checked_sub(DATE_GRAIN).unwrap_or(date)));
+    let shown = Shown { asked_at: page.asked_at, answered_at: page.answered_at, not_seen_at: None };
     let any_id = page.rows.iter().flatten().any(|row| row.event_id().is_some());
-    let mut slots: Vec<Slot<Item>> = page.rows.into_iter().map(|row| slot(row, any_id)).collect();
+    let mut slots: Vec<Slot<Item>> = page.rows.into_iter().map(|row| slot(row, any_id, shown)).collect();
     number_equal_rows(&mut slots);
-    ListPage { offset, slots, total: page.total.filter(|total| *total <= ROWS_MAX), asked_at }
+    let total = page.total.filter(|total| *total <= ROWS_MAX);
+    ListPage { offset, slots, total, asked_at, sent_at: page.asked_at }
 }
 
 /// Where no row of a page has an event_id, the rest of the identity has to do to find overlaps by.
-fn slot(row: Item, any_id: bool) -> Slot<Item> {
+fn slot(row: Item, any_id: bool, shown: Shown) -> Slot<Item> {
     match &row {
         Ok(good) => Slot {
             key: good.identity_hash(),
             unique: good.event_id().is_some() || !any_id,
             time: good.event.time,
             ordinal: 0,
+            shown,
             row,
         },
         Err(bad) => {
             let mut hasher = FieldHasher::new("bad row");
             hasher.field(Some(&bad.raw));
-            Slot { key: hasher.finish_u64(), unique: true, time: None, ordinal: 0, row }
+            Slot { key: hasher.finish_u64(), unique: true, time: None, ordinal: 0, shown, row }
         }
     }
 }

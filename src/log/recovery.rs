@@ -17,7 +17,9 @@ use super::{
     },
     record::{Damaged, Frame, Seed, next_frame, u32_at, u64_at},
     retention::retire_files,
-    segment::{FILE_HEADER_BYTES, FileHeader, Segment, file_header, ids_name, segment_name, sidecar_name},
+    segment::{
+        FILE_HEADER_BYTES, FileHeader, Segment, VERSION, file_header, ids_name, segment_name, sidecar_name,
+    },
     state::{Active, State},
 };
 
@@ -204,7 +206,10 @@ impl Segments<'_> {
                 if (incarnation, base) == (self.incarnation, base_seq) => {}
             FileHeader::Of { .. } => return Err(invalid(format!("{name} belongs to another log"))),
             FileHeader::Version(version) => {
-                return Err(invalid(format!("{name} has format version {version}, of a later simcast")));
+                return Err(invalid(format!(
+                    "{name} has format version {version}, this simcast reads {VERSION}: run the simcast that wrote it, \
+                     or move the directory away to begin a new log"
+                )));
             }
             FileHeader::Damaged => tracing::warn!(name, "header of a log segment is damaged"),
         }

@@ -22,7 +22,8 @@ use super::{
 /// Bytes in front of the first frame.
 pub(crate) const FILE_HEADER_BYTES: u64 = 40;
 const MAGIC: [u8; 8] = *b"scastlog";
-const VERSION: u32 = 1;
+/// Grows with every change of what lies in a segment; 2 added to each event how it came.
+pub(crate) const VERSION: u32 = 2;
 /// Bytes read at once; longer records are read alone.
 const READ_BYTES: u64 = 256 << 10;
 /// Bytes between two wanted records that are read along rather than jumped over.
@@ -62,7 +63,7 @@ pub(crate) enum FileHeader {
         incarnation: u64,
         base_seq: u64,
     },
-    /// Written by a later version.
+    /// Written in another format.
     Version(u32),
     Damaged,
 }

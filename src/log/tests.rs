@@ -129,6 +129,23 @@ fn files_of_another_log_are_refused() {
 }
 
 #[test]
+fn a_log_in_another_format_is_refused_and_left_as_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    Log::open(dir.path(), options()).unwrap().append(entries(0..1)).unwrap();
+    let path = dir.path().join(segment::segment_name(1));
+    let mut bytes = std::fs::read(&path).unwrap();
+    for version in [1_u32, 99] {
+        bytes[8..12].copy_from_slice(&version.to_le_bytes());
+        let crc = crc32c::crc32c(&bytes[..36]);
+        bytes[36..40].copy_from_slice(&crc.to_le_bytes());
+        std::fs::write(&path, &bytes).unwrap();
+        let error = Log::open(dir.path(), options()).unwrap_err().to_string();
+        assert!(error.contains(&format!("has format version {version}, this simcast reads 2")), "{error}");
+        assert_eq!(std::fs::read(&path).unwrap(), bytes);
+    }
+}
+
+#[test]
 fn cursors_say_what_is_wrong_with_them() {
     let disk = Arc::new(MemoryDisk::default());
     let log = open(&disk);

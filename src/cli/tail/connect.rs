@@ -17,15 +17,10 @@ use tokio_tungstenite::{
 };
 
 use super::follow::{End, Param};
-
-/// Until the gateway has answered the upgrade.
-const ANSWER_WITHIN: Duration = Duration::from_secs(15);
+use crate::cli::gateway::{self, ANSWER_WITHIN, root};
 
 /// Largest message. A gateway's are at most 256 KiB plus one event; more is not a gateway's.
 const MESSAGE_BYTES_MAX: usize = 16 << 20;
-
-/// Most of a refusal's body that is read.
-const REFUSAL_BYTES_MAX: usize = 64 << 10;
 
 /// Opens connections to one gateway.
 #[derive(Debug)]
@@ -41,24 +36,10 @@ impl Connector {
     /// # Errors
     /// A token that can't be sent, or a client that can't be set up; never contains the token.
     pub fn new(server: &Url, token: Option<String>) -> Result<Self, String> {
-        if token.as_ref().is_some_and(|token| !token.bytes().all(|b| b.is_ascii_graphic())) {
-            return Err("the token holds characters that no token has".into());
-        }
+        gateway::check_token(token.as_deref())?;
         let mut url = server.clone();
         url.set_path(&format!("{}/v1/events/ws", server.path().trim_end_matches('/')));
-        // An error means that a provider is installed already, which is as good.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let mut builder = reqwest::Client::builder()
-            .user_agent(concat!("simcast-tail/", env!("CARGO_PKG_VERSION")))
-            .http1_only()
-            .redirect(reqwest::redirect::Policy::none())
-            .connect_timeout(ANSWER_WITHIN)
-            .tcp_nodelay(true);
-        if url.scheme() == "http" {
-            // Nothing is verified without TLS, and a machine without CA certificates must do.
-            builder = builder.tls_certs_only([]);
-        }
-        let http = builder.build().map_err(|error| format!("no HTTP client can be made: {error}"))?;
+        let http = gateway::http_client(server, concat!("simcast-tail/", env!("CARGO_PKG_VERSION")))?;
         Ok(Self { http, url, token })
     }
 
@@ -100,8 +81,7 @@ impl Connector {
     }
 
     fn place(&self) -> String {
-        let port = self.url.port_or_known_default().unwrap_or_default();
-        format!("{}:{port}", self.url.host_str().unwrap_or_default())
+        gateway::place(&self.url)
     }
 }
 
@@ -135,32 +115,9 @@ impl Socket {
     }
 }
 
-async fn refusal(mut answer: reqwest::Response) -> End {
+async fn refusal(answer: reqwest::Response) -> End {
     let status = answer.status().as_u16();
     let retry_after = answer.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok());
     let retry_after = retry_after.and_then(|text| text.parse().ok()).map(Duration::from_secs);
-    let mut body = Vec::new();
-    while body.len() < REFUSAL_BYTES_MAX {
-        match tokio::time::timeout(ANSWER_WITHIN, answer.chunk()).await {
-            Ok(Ok(Some(chunk))) => body.extend_from_slice(&chunk),
-            _ => break,
-        }
-    }
-    let parsed: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
-    let text = |field: &str| parsed["error"][field].as_str();
-    let message = match (text("message"), text("hint")) {
-        (Some(message), Some(hint)) => format!("{message}; {hint}"),
-        (Some(message), None) => message.to_owned(),
-        _ => "no simcast gateway answers there".to_owned(),
-    };
-    End::Refused { status, message, retry_after }
-}
-
-/// The innermost cause: the outer ones only repeat the URL.
-fn root(error: &reqwest::Error) -> String {
-    let mut cause: &dyn std::error::Error = error;
-    while let Some(inner) = cause.source() {
-        cause = inner;
-    }
-    cause.to_string()
+    End::Refused { status, message: gateway::refusal(answer).await, retry_after }
 }

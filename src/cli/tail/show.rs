@@ -110,7 +110,7 @@ fn colour_of(kind: &str) -> &'static str {
 }
 
 /// Events hold what devices and operators are called: nothing in them may steer the terminal.
-fn clean(text: &str) -> String {
+pub(in crate::cli) fn clean(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 

@@ -11,6 +11,7 @@ fn keys_with<'a>(event_type: &'a str) -> Keys<'a> {
         gateway: false,
         time_us: 0,
         observed_us: 0,
+        provenance: None,
         id: "e",
         event_type,
         iccid: None,

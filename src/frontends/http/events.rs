@@ -1,4 +1,5 @@
-//! `GET /v1/events`: what is stored, by filter, position and time; `GET /v1/events/{id}`: one of them.
+//! `GET /v1/events`: what is stored, by filter, position and time; `GET /v1/events/{id}` and its
+//! `/trace`: one of them, and how it came.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,10 +13,10 @@ use http::{StatusCode, Uri};
 use serde_json::{Map, Value};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::body;
+use super::{body, trace};
 use crate::{
     auth::Principal,
-    event::{Cursor, Filter, FilterLimits, OnExpired, Start, filter::KNOWN_TYPES},
+    event::{Cursor, Filter, FilterLimits, OnExpired, Predicate, Start, filter::KNOWN_TYPES},
     frontends::{ApiError, Code, Context, Limits, params::Params},
     hub::{self, Encoding, History, HistoryQuery, HistoryStart, Order},
 };
@@ -100,16 +101,48 @@ pub async fn event(
     uri: Uri,
 ) -> Result<Response, ApiError> {
     Params::parse(uri.query(), &context.limits)?.finish()?;
-    let Path(id) = id.map_err(|_| ApiError::new(Code::InvalidParameter, "the id is no UTF-8").field("id"))?;
-    // An empty filter leaves out the gateway's own events; who asks by id has named it, so both kinds are tried.
-    for filter in [Filter::default(), gateway_types()?] {
-        let predicate = principal.predicate(filter)?;
+    let id = id_of(id)?;
+    for predicate in both_kinds(&principal)? {
         let policy = principal.policy.as_ref();
         if let Some(event) = context.hub.event(&id, &predicate, policy, Encoding::WebSocket).await? {
             return Ok(body::bytes(StatusCode::OK, [event]));
         }
     }
-    Err(ApiError::not_found("no such event is kept, or the token may not see it").field("id"))
+    Err(not_found())
+}
+
+/// `GET /v1/events/{id}/trace`.
+///
+/// # Errors
+/// As the route table lists.
+pub async fn trace(
+    State(context): State<Context>,
+    Extension(principal): Extension<Arc<Principal>>,
+    id: Result<Path<String>, PathRejection>,
+    uri: Uri,
+) -> Result<Response, ApiError> {
+    Params::parse(uri.query(), &context.limits)?.finish()?;
+    let id = id_of(id)?;
+    for predicate in both_kinds(&principal)? {
+        if let Some(trace) = context.hub.trace(&id, &predicate, principal.policy.as_ref()).await? {
+            return Ok(body::json(StatusCode::OK, &trace::json(&trace)));
+        }
+    }
+    Err(not_found())
+}
+
+fn id_of(id: Result<Path<String>, PathRejection>) -> Result<String, ApiError> {
+    let Path(id) = id.map_err(|_| ApiError::new(Code::InvalidParameter, "the id is no UTF-8").field("id"))?;
+    Ok(id)
+}
+
+fn not_found() -> ApiError {
+    ApiError::not_found("no such event is kept, or the token may not see it").field("id")
+}
+
+/// An empty filter leaves out the gateway's own events; who asks by id has named it, so both kinds are tried.
+fn both_kinds(principal: &Principal) -> Result<[Predicate; 2], ApiError> {
+    Ok([principal.predicate(Filter::default())?, principal.predicate(gateway_types()?)?])
 }
 
 fn gateway_types() -> Result<Filter, ApiError> {

@@ -261,6 +261,20 @@ pub const TABLE: &[Route] = &[
     },
     Route {
         method: "get",
+        path: "/v1/events/{id}/trace",
+        id: "traceEvent",
+        access: Access::Role(Role::Read),
+        summary: "The way of one event",
+        description: "Between which times it became visible upstream, by which read it came, when it was appended. \
+                      404 as well where the token's filter does not let the event through.",
+        parameters: &[ID],
+        body: false,
+        success: answer(200, "Trace", "The way of the event."),
+        errors: &[Code::InvalidParameter, Code::NotFound, Code::Unavailable],
+        handler: Some(|| get(events::trace)),
+    },
+    Route {
+        method: "get",
         path: "/v1/events/ws",
         id: "streamWebSocket",
         access: Access::Own,

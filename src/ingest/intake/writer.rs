@@ -14,7 +14,7 @@ use super::Via;
 use crate::{
     bus::{AppendError, Appended, Bus, Fence, NewEvent},
     clock::SharedClock,
-    event::{Flag, Flags, identity::details_id},
+    event::{Flag, Flags, Provenance, identity::details_id},
     globalsim::wire::Row,
     ingest::{
         DetailsMode,
@@ -42,6 +42,8 @@ pub struct Pending {
     pub id: String,
     /// Flags with which.
     pub flags: Flags,
+    /// How it came.
+    pub provenance: Provenance,
 }
 
 /// Rows that wait: where their details arrive, how many, and until when.
@@ -127,17 +129,19 @@ impl Writer {
         }
         let mut wants = Vec::new();
         let mut events = Vec::with_capacity(batch.rows.len());
-        for Pending { identity, content, row, id, mut flags } in batch.rows {
+        for Pending { identity, content, row, id, mut flags, provenance } in batch.rows {
             if !row.complete {
                 flags.insert(Flag::Partial);
                 if self.mode != DetailsMode::Off
                     && let Some(iccid) = row.event.iccid.clone()
                 {
-                    let partial = Partial { row: row.clone(), id: id.clone(), flags };
+                    let partial = Partial { row: row.clone(), id: id.clone(), flags, provenance };
                     wants.push(Want { iccid, identity, goal: Goal::Follow(Box::new(partial)) });
                 }
             }
-            events.push(NewEvent { event: row.into_event(&self.source, id, flags), identity, content });
+            let mut event = row.into_event(&self.source, id, flags);
+            event.provenance = Some(provenance);
+            events.push(NewEvent { event, identity, content });
         }
         let asked_for_more = !wants.is_empty();
         self.append(events, batch.via).await?;
@@ -150,12 +154,14 @@ impl Writer {
 
     /// Appends the complete copies of events that were appended without details.
     async fn completed(&self, partials: Vec<Partial>) -> Result<(), AppendError> {
-        let events = partials.into_iter().map(|Partial { row, id, flags }| {
+        let events = partials.into_iter().map(|Partial { row, id, flags, provenance }| {
             let mut kept = Flags::default();
             flags.iter().filter(|flag| *flag != Flag::Partial).for_each(|flag| kept.insert(flag));
             kept.insert(Flag::Enriched);
             let (identity, content) = (row.identity_hash(), row.content);
-            NewEvent { event: row.into_event(&self.source, details_id(&id), kept), identity, content }
+            let mut event = row.into_event(&self.source, details_id(&id), kept);
+            event.provenance = Some(provenance);
+            NewEvent { event, identity, content }
         });
         self.append(events.collect(), Via::Details).await
     }

@@ -10,7 +10,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::ingest::{
-    page::Order,
+    page::{Order, Shown},
     seek::{self, Down},
 };
 
@@ -40,9 +40,22 @@ impl PageSource for Stuck {
 
     async fn fetch(&self, offset: u64) -> Result<ListPage<()>, ()> {
         let at = |n: i64| Timestamp::from_second(1_000_000 - n).ok();
-        let slot = |n: i64| Slot { key: n as u64, unique: true, time: at(n), ordinal: 0, row: () };
+        let slot = |n: i64| Slot {
+            key: n as u64,
+            unique: true,
+            time: at(n),
+            ordinal: 0,
+            shown: Shown::default(),
+            row: (),
+        };
         let slots = (0..100).map(slot).collect();
-        Ok(ListPage { offset, slots, total: None, asked_at: Timestamp::UNIX_EPOCH })
+        Ok(ListPage {
+            offset,
+            slots,
+            total: None,
+            asked_at: Timestamp::UNIX_EPOCH,
+            sent_at: Timestamp::UNIX_EPOCH,
+        })
     }
 }
 
@@ -85,6 +98,7 @@ impl List {
             unique: true,
             time: Timestamp::from_second(*time).ok(),
             ordinal: 0,
+            shown: Shown::default(),
             row: (),
         });
         ListPage {
@@ -92,6 +106,7 @@ impl List {
             slots: slots.collect(),
             total: self.total.then_some(len),
             asked_at: Timestamp::UNIX_EPOCH,
+            sent_at: Timestamp::UNIX_EPOCH,
         }
     }
 }

@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 
 use super::reference;
 use crate::{
-    event::{Flag, cursor::CURSOR_CHARS},
+    event::{Flag, Via, cursor::CURSOR_CHARS},
     frontends::error::TABLE,
 };
 
@@ -24,6 +24,7 @@ pub fn all() -> Value {
             ("warnings", json!({"type": "array", "items": {"type": "string"}})),
         ]),
         "Stream": stream(),
+        "Trace": trace(),
         "Subscribers": subscribers(),
         "Ticket": object(&[
             ("ticket", json!({"type": "string"})),
@@ -72,7 +73,6 @@ fn one_of_null(schema: Value) -> Value {
 }
 
 fn event() -> Value {
-    let flags: Vec<_> = Flag::ALL.into_iter().map(Flag::as_str).collect();
     let usage = object(&[("current_usage_mb", nullable("number")), ("period", nullable("string"))], &[]);
     let session = object(
         &[
@@ -103,7 +103,7 @@ fn event() -> Value {
             ("session", one_of_null(session)),
             ("details", described(json!({}), "As received.")),
             ("extra", described(json!({"type": "object"}), "What the model does not name, as received.")),
-            ("flags", json!({"type": "array", "items": {"type": "string", "enum": flags}})),
+            ("flags", flags()),
         ],
         &[],
     );
@@ -121,6 +121,80 @@ fn event() -> Value {
         &[("subject", described(text(), "The ICCID."))],
     );
     described(schema, "CloudEvents 1.0, structured mode.")
+}
+
+fn flags() -> Value {
+    let flags: Vec<_> = Flag::ALL.into_iter().map(Flag::as_str).collect();
+    json!({"type": "array", "items": {"type": "string", "enum": flags}})
+}
+
+fn trace() -> Value {
+    let readers: Vec<_> = Via::ALL.into_iter().map(Via::as_str).collect();
+    let visible = object(
+        &[
+            ("after", described(nullable_time(), "An answer asked for at this time did not show it yet.")),
+            ("before", described(time(), "An answer that was there at this time showed it.")),
+        ],
+        &[],
+    );
+    let read = object(
+        &[
+            ("by", json!({"type": "string", "enum": readers})),
+            ("asked_at", described(time(), "When the answer that first showed it was asked for.")),
+        ],
+        &[],
+    );
+    let lag = object(
+        &[
+            (
+                "source_ms",
+                described(
+                    nullable("integer"),
+                    "From `time` to `read.asked_at`, milliseconds: what upstream and the way of reading took. \
+                     Negative where upstream's clock is ahead.",
+                ),
+            ),
+            (
+                "gateway_ms",
+                described(
+                    nullable("integer"),
+                    "From `visible.before` to `appended_at`, milliseconds: what the gateway took.",
+                ),
+            ),
+        ],
+        &[],
+    );
+    let related =
+        object(&[("id", text()), ("cursor", cursor()), ("appended_at", time()), ("flags", flags())], &[]);
+    let schema = object(
+        &[
+            ("id", text()),
+            ("cursor", cursor()),
+            ("event_type", text()),
+            ("iccid", nullable("string")),
+            ("time", described(nullable_time(), "Null where upstream's timestamp can't be read.")),
+            (
+                "visible",
+                described(
+                    one_of_null(visible),
+                    "When it became visible upstream; null for the gateway's own events.",
+                ),
+            ),
+            ("read", described(one_of_null(read), "The read it came by; null for the gateway's own events.")),
+            ("appended_at", described(time(), "When it was stored: its `observed_at`.")),
+            ("lag", lag),
+            ("flags", flags()),
+            (
+                "related",
+                described(
+                    json!({"type": "array", "items": related}),
+                    "Other stored events that are the same event of upstream's, such as `<id>~details`.",
+                ),
+            ),
+        ],
+        &[],
+    );
+    described(schema, "The way of one event. All times are by the gateway's clock, except `time`.")
 }
 
 fn network() -> Value {

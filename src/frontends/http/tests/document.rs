@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashSet};
 use serde_json::{Value, json};
 
 use super::*;
-use crate::event::tests_support::full_event;
+use crate::event::{Provenance, Via, tests_support::full_event};
 
 const METHODS: [&str; 5] = ["get", "post", "put", "patch", "delete"];
 
@@ -133,9 +133,14 @@ async fn answers_fit_their_schemas() {
     event.previous_network.clone_from(&event.network);
     event.usage = Some(serde_json::from_value(json!({"current_usage_mb": 1.5})).unwrap());
     event.session = Some(serde_json::from_value(json!({"session_id": "s", "total_mb": 2})).unwrap());
-    let sealed = event.seal(at(4), jiff::SignedDuration::MAX).unwrap();
-    let entry = crate::log::Entry { sealed, identity: 1, content: 0 };
-    fixture.context.hub.log().append(vec![entry]).unwrap();
+    let mut completed = event.clone();
+    completed.id.push_str("~details");
+    completed.provenance = Some(Provenance::new(Via::Details, at(2), at(3), Some(at(1))));
+    let entries = [event, completed].map(|event| {
+        let sealed = event.seal(at(4), jiff::SignedDuration::MAX).unwrap();
+        crate::log::Entry { sealed, identity: 1, content: 0 }
+    });
+    fixture.context.hub.log().append(entries.into()).unwrap();
     let guard = fixture.context.registry.connect(registry::Kind::Grpc, "anonymous", None).unwrap();
     let _subscription = guard.subscription("default", &json!({})).unwrap();
     let router = fixture.http();
@@ -146,6 +151,9 @@ async fn answers_fit_their_schemas() {
         ("GET", format!("/v1/events?after={other}&on_expired=earliest"), "History"),
         ("GET", "/v1/events/evt_abc123".to_owned(), "Event"),
         ("GET", "/v1/events/gw_3".to_owned(), "Event"),
+        ("GET", "/v1/events/evt_abc123/trace".to_owned(), "Trace"),
+        ("GET", "/v1/events/evt_abc123~details/trace".to_owned(), "Trace"),
+        ("GET", "/v1/events/gw_3/trace".to_owned(), "Trace"),
         ("GET", "/v1/stream".to_owned(), "Stream"),
         ("GET", "/v1/subscribers".to_owned(), "Subscribers"),
         ("POST", "/v1/tickets".to_owned(), "Ticket"),
