@@ -4,9 +4,11 @@
 //! visible once the disk has confirmed them ([`append`]). Each segment has an index ([`index`]) by id, SIM, device,
 //! event type and time: in memory while it grows, a sidecar file afterwards. Sidecars are derived: one that is
 //! missing or damaged is made again ([`recovery`]). Old segments are unlinked whole ([`retention`]). Readers
-//! ([`reader`]) check every record, and report what is damaged as a [`Hole`] instead of delivering it.
+//! ([`reader`]) check every record, and report what is damaged as a [`Hole`] instead of delivering it; its id is
+//! forgotten, so that the poller can append the event again ([`damage`]).
 
 mod append;
+mod damage;
 mod days;
 mod disk;
 mod index;
@@ -18,7 +20,7 @@ mod retention;
 mod segment;
 mod state;
 
-use std::{io, path::Path, sync::Arc};
+use std::{collections::BTreeSet, io, path::Path, sync::Arc};
 
 use jiff::Timestamp;
 use parking_lot::{Mutex, RwLock};
@@ -28,10 +30,12 @@ use crate::event::{Cursor, GapReason, Predicate, Sealed, StoredEvent};
 
 use self::{
     append::Writer,
+    damage::Care,
     disk::{Disk, MemoryDisk, OsDisk},
     state::State,
 };
 
+pub use damage::{DAMAGED, Damage, LostRecord};
 pub use record::BODY_BYTES_MAX;
 
 /// How a log is kept.
@@ -177,9 +181,12 @@ pub struct Log {
     /// Held while appending.
     writer: Mutex<Writer>,
     /// Held while sidecars are written and segments removed.
-    maintenance: Mutex<()>,
+    maintenance: Mutex<Care>,
     /// Position after which somebody has still to read.
     held: Mutex<Option<u64>>,
+    /// Segments in which a reader met damage since the last maintenance, by where they begin.
+    suspects: Mutex<BTreeSet<u64>>,
+    damage: watch::Sender<Arc<Vec<Damage>>>,
     /// Why the last append failed.
     trouble: Mutex<Option<String>>,
     edge: watch::Sender<u64>,
@@ -250,6 +257,8 @@ impl Log {
             writer: Mutex::default(),
             maintenance: Mutex::default(),
             held: Mutex::default(),
+            suspects: Mutex::default(),
+            damage: watch::Sender::default(),
             trouble: Mutex::default(),
             edge,
         })

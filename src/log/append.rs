@@ -33,6 +33,18 @@ enum Stopped {
     Failed(String),
 }
 
+impl Writer {
+    /// Why nothing can be appended any more.
+    pub(crate) fn why_stopped(&self) -> Option<io::Error> {
+        self.stopped.clone().map(io::Error::other)
+    }
+
+    /// The active segment is a new one.
+    pub(crate) fn begun_segment(&mut self) {
+        self.dirty = false;
+    }
+}
+
 /// Records that are written and synced together.
 #[derive(Default)]
 struct Piece {
@@ -77,8 +89,8 @@ impl Log {
     }
 
     fn write_all(&self, writer: &mut Writer, entries: Vec<(u64, Entry)>) -> io::Result<()> {
-        if let Some(stopped) = &writer.stopped {
-            return Err(io::Error::other(stopped.clone()));
+        if let Some(stopped) = writer.why_stopped() {
+            return Err(stopped);
         }
         let mut piece = Piece::default();
         writer.buffer.clear();
@@ -111,7 +123,7 @@ impl Log {
             let next = Active::create(&*self.disk, self.incarnation, last_seq + 1)?;
             end = next.index.end;
             self.state.write().roll(next, self.incarnation);
-            writer.dirty = false;
+            writer.begun_segment();
         }
         let file = self.state.read().active.file.clone();
         if writer.dirty {

@@ -24,6 +24,18 @@ pub(crate) struct Record {
     pub(crate) offset: u32,
     /// Of its id, for cursors.
     pub(crate) tag: u32,
+    /// Its event's time; `observed_us` where that is not readable.
+    pub(crate) time_us: i64,
+}
+
+/// A record that was found damaged. Its id is not known any more, so that the event can be appended again, and its
+/// bytes count as damaged for good, even if they can be read one day: the event would be there twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Lost {
+    pub(crate) seq: u64,
+    pub(crate) time_us: i64,
+    /// Hash of its id; 0 where it was not indexed.
+    pub(crate) id: u128,
 }
 
 /// One segment's index. Ordinals count its records from 0.
@@ -40,6 +52,8 @@ pub(crate) trait Index: fmt::Debug + Send + Sync {
     fn holes(&self) -> Vec<(u64, u64)>;
     /// Upstream's events by quarter of an hour and type.
     fn days(&self) -> Vec<(DayKey, u32)>;
+    /// Records found damaged, by position.
+    fn lost(&self) -> Vec<Lost>;
     /// Adds the ordinals within `range` of records that hold the term: the first `max` in reading direction.
     fn postings(&self, term: u64, range: Range<u32>, take: Take, out: &mut Vec<u32>);
 

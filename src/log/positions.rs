@@ -103,7 +103,14 @@ impl Log {
     /// # Errors
     /// Where the disk refuses.
     pub fn try_find(&self, id: &str) -> io::Result<Option<KnownId>> {
-        let hash = id_hash(id);
+        self.find_hash(id_hash(id))
+    }
+
+    /// The same by the id's hash, as in [`LostRecord`](super::LostRecord).
+    ///
+    /// # Errors
+    /// Where the disk refuses.
+    pub fn find_hash(&self, hash: u128) -> io::Result<Option<KnownId>> {
         let (sealed, retired) = {
             let state = self.state.read();
             if let Some(known) = state.active.index.find(hash) {

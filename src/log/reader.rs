@@ -4,14 +4,14 @@
 //! A reader never holds a lock while it reads the disk or evaluates a filter, so it never stalls an append; in
 //! exchange each step looks again at what is kept, and stops where retention has overtaken it.
 
-use std::{io, sync::Arc};
+use std::{collections::BTreeSet, io, sync::Arc};
 
 use super::{
     Direction, Hole, Log, ReadError, ReadPage, ReadRequest,
     disk::DiskFile,
     index::{Index, Take, terms_for},
     record::{Damaged, Frame, Seed},
-    segment::{Load, Segment, load},
+    segment::{Load, Segment, load, lost_positions},
     state::State,
 };
 use crate::event::{GapReason, StoredEvent};
@@ -33,14 +33,16 @@ enum Step {
     Recent(Vec<StoredEvent>, u64),
     /// A finished segment; its index needs no lock.
     Sealed(Arc<Segment>),
-    /// Records of the active segment.
-    Active(Arc<dyn DiskFile>, Plan),
+    /// Records of the active segment, which begins at a position.
+    Active(u64, Arc<dyn DiskFile>, Plan),
 }
 
 /// Records to look at, and what that settles.
 pub(crate) struct Plan {
     loads: Vec<Load>,
     holes: Vec<(u64, u64)>,
+    /// Positions that were found damaged before.
+    lost: BTreeSet<u64>,
     /// Position up to which everything is evaluated once they have been looked at.
     to: u64,
 }
@@ -54,6 +56,7 @@ impl Log {
             request,
             bytes: 0,
             full: false,
+            is_damaged: false,
         };
         let mut looks = 0;
         let mut position = request.from;
@@ -77,16 +80,26 @@ impl Log {
                     let holes = segment.holes(&*index);
                     let plan = plan(&*index, &holes, span, position, request.direction, terms.as_deref());
                     looks += plan.cost(terms.as_deref());
-                    pass.records(&*segment.file, Seed::of(self.incarnation), plan)?
+                    let to = pass.records(&*segment.file, Seed::of(self.incarnation), plan)?;
+                    self.note(&mut pass, segment.summary.base_seq);
+                    to
                 }
-                Step::Active(file, plan) => {
+                Step::Active(base_seq, file, plan) => {
                     looks += plan.cost(terms.as_deref());
-                    pass.records(&*file, Seed::of(self.incarnation), plan)?
+                    let to = pass.records(&*file, Seed::of(self.incarnation), plan)?;
+                    self.note(&mut pass, base_seq);
+                    to
                 }
             };
             pass.page.next = position;
         }
         Ok(pass.page)
+    }
+
+    fn note(&self, pass: &mut Pass<'_>, base_seq: u64) {
+        if std::mem::take(&mut pass.is_damaged) {
+            self.suspect(base_seq);
+        }
     }
 
     fn step(&self, position: u64, direction: Direction, terms: Option<&[u64]>) -> Result<Step, ReadError> {
@@ -141,7 +154,7 @@ impl State {
             index.holes.first().map_or(self.active.base_seq, |(first, _)| self.active.base_seq.min(*first));
         let span = (first, self.active.last_seq);
         let plan = plan(index, &index.holes, span, position, direction, terms);
-        Step::Active(Arc::clone(&self.active.file), plan)
+        Step::Active(self.active.base_seq, Arc::clone(&self.active.file), plan)
     }
 }
 
@@ -181,14 +194,8 @@ fn plan(
         ordinals.reverse();
     }
     ordinals.truncate(STEP_RECORDS);
-    let loads: Vec<_> = ordinals
-        .iter()
-        .map(|ordinal| {
-            let ordinal = *ordinal as usize;
-            let record = index.record(ordinal);
-            Load { seq: record.seq, offset: u64::from(record.offset), bound: index.bound(ordinal) }
-        })
-        .collect();
+    let lost = lost_positions(index);
+    let loads: Vec<_> = ordinals.iter().map(|ordinal| Load::of(index, *ordinal as usize, &lost)).collect();
     let to = match (loads.last(), direction) {
         (Some(last), _) if loads.len() == STEP_RECORDS => last.seq,
         (_, Direction::Forward) => span.1,
@@ -198,7 +205,7 @@ fn plan(
         Direction::Forward => hole.1 > position && hole.0 <= to,
         Direction::Backward => hole.0 < position && hole.1 >= to,
     };
-    Plan { loads, holes: holes.iter().copied().filter(passed).collect(), to }
+    Plan { loads, holes: holes.iter().copied().filter(passed).collect(), lost, to }
 }
 
 /// A page being filled.
@@ -207,6 +214,8 @@ struct Pass<'a> {
     page: ReadPage,
     bytes: usize,
     full: bool,
+    /// A record was found damaged that was not known to be.
+    is_damaged: bool,
 }
 
 impl Pass<'_> {
@@ -230,7 +239,10 @@ impl Pass<'_> {
         let mut damaged = Vec::new();
         load(file, seed, &plan.loads, |seq, frame| {
             match frame.and_then(|frame| frame.keys().map(|keys| (frame, keys))) {
-                Err(Damaged) => damaged.push((seq, seq)),
+                Err(Damaged) => {
+                    damaged.push((seq, seq));
+                    self.is_damaged |= !plan.lost.contains(&seq);
+                }
                 Ok((frame, keys)) if self.request.predicate.matches(&keys) => {
                     if !self.has_room(frame.body.len()) {
                         to = self.stopped_at(seq);
@@ -242,9 +254,6 @@ impl Pass<'_> {
             }
             true
         })?;
-        for (first_seq, last_seq) in &damaged {
-            tracing::error!(first_seq, last_seq, "a record of the log is damaged");
-        }
         self.add_holes(plan.holes.into_iter().chain(damaged), to);
         Ok(to)
     }
@@ -304,12 +313,18 @@ impl Log {
             let place = state.sealed.partition_point(|one| one.summary.last_seq < seq);
             match state.sealed.get(place) {
                 Some(segment) => Err(Arc::clone(segment)),
-                None => Ok((Arc::clone(&state.active.file), load_of(&state.active.index, seq))),
+                None => {
+                    let active = &state.active;
+                    Ok((active.base_seq, Arc::clone(&active.file), load_of(&active.index, seq)))
+                }
             }
         };
-        let (file, wanted) = match found {
+        let (base_seq, file, wanted) = match found {
             Ok(found) => found,
-            Err(segment) => (Arc::clone(&segment.file), load_of(&*segment.index()?, seq)),
+            Err(segment) => {
+                let wanted = load_of(&*segment.index()?, seq);
+                (segment.summary.base_seq, Arc::clone(&segment.file), wanted)
+            }
         };
         let Some(wanted) = wanted else { return Ok(None) };
         let mut event = None;
@@ -317,12 +332,15 @@ impl Log {
             event = frame.ok().filter(|frame| frame.keys().is_ok()).map(|frame| stored(&frame));
             true
         })?;
+        if event.is_none() && !wanted.lost {
+            self.suspect(base_seq);
+        }
         Ok(event)
     }
 }
 
 fn load_of(index: &dyn Index, seq: u64) -> Option<Load> {
     let ordinal = index.partition(&|record| record.seq < seq);
-    let record = (ordinal < index.len()).then(|| index.record(ordinal)).filter(|record| record.seq == seq)?;
-    Some(Load { seq, offset: u64::from(record.offset), bound: index.bound(ordinal) })
+    let is_there = ordinal < index.len() && index.record(ordinal).seq == seq;
+    is_there.then(|| Load::of(index, ordinal, &lost_positions(index)))
 }

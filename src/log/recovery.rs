@@ -18,7 +18,8 @@ use super::{
     record::{Damaged, Frame, Seed, next_frame, u32_at, u64_at},
     retention::retire_files,
     segment::{
-        FILE_HEADER_BYTES, FileHeader, Segment, VERSION, file_header, ids_name, segment_name, sidecar_name,
+        FILE_HEADER_BYTES, FileHeader, Segment, VERSION, file_header, ids_name, read_through, segment_name,
+        sidecar_name,
     },
     state::{Active, State},
 };
@@ -256,9 +257,7 @@ pub(crate) fn scan(
     base_seq: u64,
     last_seq: Option<u64>,
 ) -> io::Result<Scanned> {
-    let mut bytes = vec![0; file.len()? as usize];
-    let read = file.read_at(&mut bytes, 0)?;
-    bytes.truncate(read);
+    let bytes = read_through(file)?;
     let mut index = LiveIndex::starting_at(FILE_HEADER_BYTES);
     let mut before = base_seq.saturating_sub(1);
     let mut at = FILE_HEADER_BYTES as usize;

@@ -33,26 +33,27 @@ impl Log {
 
     /// Whether [`Log::maintain`] has something to do that should not wait long.
     pub fn needs_maintenance(&self) -> bool {
-        self.state.read().sealed.iter().any(|segment| segment.needs_sidecar())
+        self.has_suspects() || self.state.read().sealed.iter().any(|segment| segment.needs_sidecar())
     }
 
-    /// Writes missing sidecars, checks those that have not been read since the start, and removes what is older or
-    /// more than is kept. Takes as long as the disk does; appends and reads go on meanwhile.
+    /// Writes missing sidecars, checks those that have not been read since the start, looks for damage, and removes
+    /// what is older or more than is kept. Takes as long as the disk does; appends and reads go on meanwhile.
     ///
     /// # Errors
     /// Where the disk refuses; what could not be done is done by the next call.
     pub fn maintain(&self, now: Timestamp) -> io::Result<()> {
-        let _one_at_a_time = self.maintenance.lock();
+        let mut care = self.maintenance.lock();
+        // On a full disk no sidecar can be written, and only retention makes room.
+        let mut finished = self.examine(&mut care, now);
         let sealed = Arc::clone(&self.state.read().sealed);
-        let mut finished = Ok(());
         for segment in sealed.iter().rev() {
-            // On a full disk no sidecar can be written, and only retention makes room.
             finished = finished.and(segment.finish(&*self.disk));
         }
         let excess = self.excess(&sealed, now);
         for segment in &sealed[..excess] {
             self.retire(segment, now)?;
         }
+        self.publish_damage(&self.state.read());
         self.forget_ids(now)?;
         finished
     }

@@ -4,14 +4,14 @@
 //! synced before the first record. Once recovery has checked it, it is only a witness: name, index and frames say
 //! the same, so a damaged header costs nothing.
 
-use std::{io, sync::Arc};
+use std::{collections::BTreeSet, io, sync::Arc};
 
 use parking_lot::RwLock;
 
 use super::{
     disk::{Disk, DiskFile},
     index::{
-        Index,
+        Index, Record,
         live::LiveIndex,
         sidecar::{self, Sidecar, Summary},
     },
@@ -71,7 +71,10 @@ pub(crate) enum FileHeader {
 impl FileHeader {
     pub(crate) fn read(file: &dyn DiskFile) -> io::Result<Self> {
         let mut header = [0; FILE_HEADER_BYTES as usize];
-        let read = file.read_at(&mut header, 0)?;
+        let read = match file.read_at(&mut header, 0) {
+            Err(error) if error.raw_os_error() == Some(EIO) => 0,
+            read => read?,
+        };
         if read < header.len() || header[..8] != MAGIC || crc32c::crc32c(&header[..36]) != u32_at(&header, 36)
         {
             return Ok(Self::Damaged);
@@ -153,6 +156,15 @@ impl Segment {
         Ok(index)
     }
 
+    /// The index as one that can be changed.
+    pub(crate) fn to_live(&self) -> io::Result<LiveIndex> {
+        self.index()?;
+        Ok(match &*self.slot.read() {
+            Slot::Live(index) => (**index).clone(),
+            Slot::Mapped(sidecar) => sidecar.to_live(),
+        })
+    }
+
     /// Whether the sidecar must still be written.
     pub(crate) fn needs_sidecar(&self) -> bool {
         matches!(&*self.slot.read(), Slot::Live(_))
@@ -197,6 +209,21 @@ pub(crate) struct Load {
     pub(crate) offset: u64,
     /// Where its frame must have ended.
     pub(crate) bound: u64,
+    /// Found damaged before; its bytes are not looked at again.
+    pub(crate) lost: bool,
+}
+
+impl Load {
+    /// The record at an ordinal; `lost` are the positions of [`Index::lost`].
+    pub(crate) fn of(index: &dyn Index, ordinal: usize, lost: &BTreeSet<u64>) -> Self {
+        let Record { seq, offset, .. } = index.record(ordinal);
+        Self { seq, offset: u64::from(offset), bound: index.bound(ordinal), lost: lost.contains(&seq) }
+    }
+}
+
+/// Positions of the records of an index that were found damaged.
+pub(crate) fn lost_positions(index: &dyn Index) -> BTreeSet<u64> {
+    index.lost().into_iter().map(|lost| lost.seq).collect()
 }
 
 /// Reads records, near ones by one call, and shows each in the order given until `visit` answers false.
@@ -213,15 +240,12 @@ pub(crate) fn load(
         if fill(file, &mut buffer, start, end).is_err() {
             // One sector that can't be read must not hide its neighbours.
             (run, start) = (&rest[..1], rest[0].offset);
-            match fill(file, &mut buffer, start, rest[0].bound) {
-                Err(error) if error.raw_os_error() == Some(EIO) => buffer.clear(),
-                result => result?,
-            }
+            fill_sectors(file, &mut buffer, start, rest[0].bound)?;
         }
         for one in run {
             let low = ((one.offset - start) as usize).min(buffer.len());
             let high = ((one.bound - start) as usize).clamp(low, buffer.len());
-            let frame = Frame::decode(seed, &buffer[low..high]);
+            let frame = if one.lost { Err(Damaged) } else { Frame::decode(seed, &buffer[low..high]) };
             if !visit(one.seq, frame.and_then(|f| if f.seq == one.seq { Ok(f) } else { Err(Damaged) })) {
                 return Ok(());
             }
@@ -233,6 +257,38 @@ pub(crate) fn load(
 
 /// The same number on every Unix: the device failed.
 const EIO: i32 = 5;
+
+/// All bytes of a file; zeros where the device fails.
+pub(crate) fn read_through(file: &dyn DiskFile) -> io::Result<Vec<u8>> {
+    let (mut bytes, len) = (Vec::new(), file.len()?);
+    fill_sectors(file, &mut bytes, 0, len)?;
+    Ok(bytes)
+}
+
+/// What a device reads at least.
+const SECTOR_BYTES: u64 = 512;
+
+/// As [`fill`]; where the device fails, what it does give sector by sector, and zeros for the rest.
+fn fill_sectors(file: &dyn DiskFile, buffer: &mut Vec<u8>, start: u64, end: u64) -> io::Result<()> {
+    let failed = |error: &io::Error| error.raw_os_error() == Some(EIO);
+    match fill(file, buffer, start, end) {
+        Err(error) if failed(&error) => {}
+        result => return result,
+    }
+    buffer.clear();
+    buffer.resize((end - start) as usize, 0);
+    let mut at = start;
+    while at < end {
+        let next = (at / SECTOR_BYTES + 1).saturating_mul(SECTOR_BYTES).min(end);
+        let sector = &mut buffer[(at - start) as usize..(next - start) as usize];
+        match file.read_at(sector, at) {
+            Err(error) if failed(&error) => sector.fill(0),
+            read => drop(read?),
+        }
+        at = next;
+    }
+    Ok(())
+}
 
 fn fill(file: &dyn DiskFile, buffer: &mut Vec<u8>, start: u64, end: u64) -> io::Result<()> {
     buffer.clear();

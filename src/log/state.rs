@@ -142,6 +142,13 @@ impl Recent {
         }
     }
 
+    /// Gives up the events up to a position: what the disk no longer has is not to be read from here either.
+    pub(crate) fn forget_through(&mut self, seq: u64) {
+        let end = self.events.partition_point(|event| event.seq() <= seq);
+        self.bytes -= self.events.drain(..end).map(|event| event.bytes()).sum::<usize>();
+        self.after = self.after.max(seq);
+    }
+
     /// Every event after this position is held.
     pub(crate) fn after(&self) -> u64 {
         self.after

@@ -2,6 +2,7 @@
 
 mod damage;
 mod days;
+mod forget;
 mod model;
 mod power;
 

@@ -29,6 +29,8 @@ struct MemoryFile {
     #[cfg(test)]
     durable: RwLock<Vec<u8>>,
     #[cfg(test)]
+    unreadable: Mutex<Vec<std::ops::Range<u64>>>,
+    #[cfg(test)]
     faults: Arc<faults::Faults>,
 }
 
@@ -102,6 +104,10 @@ impl DiskFile for MemoryFile {
         let bytes = self.bytes.read();
         let rest = bytes.get(offset as usize..).unwrap_or_default();
         let len = rest.len().min(buffer.len());
+        #[cfg(test)]
+        if self.unreadable.lock().iter().any(|bad| bad.start < offset + len as u64 && offset < bad.end) {
+            return Err(io::Error::from_raw_os_error(5));
+        }
         buffer[..len].copy_from_slice(&rest[..len]);
         Ok(len)
     }
@@ -239,11 +245,29 @@ pub(crate) mod faults {
                     durable: RwLock::new(bytes.clone()),
                     bytes: RwLock::new(bytes),
                     faults: Arc::clone(&disk.faults),
+                    ..MemoryFile::default()
                 });
                 disk.files.lock().insert(name, file);
             }
             *disk.durable.lock() = disk.files.lock().clone();
             disk
+        }
+
+        /// Changes bits of a file where it lies, under whoever has it open.
+        pub(crate) fn flip(&self, name: &str, at: usize, mask: u8) {
+            if let Some(file) = self.files.lock().get(name) {
+                file.bytes.write()[at] ^= mask;
+                if let Some(byte) = file.durable.write().get_mut(at) {
+                    *byte ^= mask;
+                }
+            }
+        }
+
+        /// Reads of these bytes of a file answer EIO.
+        pub(crate) fn fail_reads(&self, name: &str, bytes: std::ops::Range<u64>) {
+            if let Some(file) = self.files.lock().get(name) {
+                file.unreadable.lock().push(bytes);
+            }
         }
 
         /// All files as they are written, synced or not: what a killed process leaves.

@@ -7,7 +7,7 @@ use std::{
 
 use smallvec::SmallVec;
 
-use super::{DayKey, Index, Record, Take, sidecar::Summary, terms_of};
+use super::{DayKey, Index, Lost, Record, Take, sidecar::Summary, terms_of};
 use crate::{
     event::{Keys, cursor, identity::id_hash},
     log::{KnownId, record::Frame},
@@ -22,6 +22,8 @@ pub(crate) struct LiveIndex {
     pub(crate) postings: HashMap<u64, SmallVec<[u32; 3]>>,
     /// Upstream's events by day and type.
     pub(crate) days: BTreeMap<DayKey, u32>,
+    /// Records found damaged, by position.
+    pub(crate) lost: Vec<Lost>,
     /// Smallest and largest event time, microseconds.
     pub(crate) times: Option<(i64, i64)>,
     pub(crate) end: u64,
@@ -35,7 +37,6 @@ pub(crate) struct Indexed {
     id: u128,
     known: KnownId,
     terms: [Option<u64>; 3],
-    time_us: i64,
     day: Option<DayKey>,
 }
 
@@ -48,12 +49,12 @@ impl Indexed {
                 observed_us: keys.observed_us,
                 offset: offset as u32,
                 tag: cursor::tag(keys.id),
+                time_us: keys.time_us,
             },
             bytes: frame.bytes() as u64,
             id: id_hash(keys.id),
             known: KnownId { seq, identity, content },
             terms: terms_of(keys),
-            time_us: keys.time_us,
             day: DayKey::of(keys),
         }
     }
@@ -80,7 +81,7 @@ impl LiveIndex {
             base_seq,
             last_seq,
             bytes: self.end,
-            records: self.records.len() as u64,
+            records: (self.records.len() - self.lost.len()) as u64,
             first_seq: hole.into_iter().chain(record).min(),
             observed: first.zip(self.records.last()).map(|(a, b)| (a.observed_us, b.observed_us)),
             times: self.times,
@@ -88,7 +89,7 @@ impl LiveIndex {
     }
 
     pub(crate) fn add(&mut self, indexed: Indexed) {
-        let Indexed { record, bytes, id, known, terms, time_us, day } = indexed;
+        let Indexed { record, bytes, id, known, terms, day } = indexed;
         let ordinal = self.records.len() as u32;
         self.records.push(record);
         self.end = u64::from(record.offset) + bytes;
@@ -99,6 +100,7 @@ impl LiveIndex {
         if let Some(day) = day {
             *self.days.entry(day).or_default() += 1;
         }
+        let time_us = record.time_us;
         let (low, high) = self.times.unwrap_or((time_us, time_us));
         self.times = Some((low.min(time_us), high.max(time_us)));
     }
@@ -127,6 +129,10 @@ impl Index for LiveIndex {
 
     fn days(&self) -> Vec<(DayKey, u32)> {
         self.days.iter().map(|(key, count)| (*key, *count)).collect()
+    }
+
+    fn lost(&self) -> Vec<Lost> {
+        self.lost.clone()
     }
 
     fn postings(&self, term: u64, range: Range<u32>, take: Take, out: &mut Vec<u32>) {

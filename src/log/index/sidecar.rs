@@ -1,16 +1,20 @@
 //! The index of a finished segment, as a file beside it that is read in place.
 //!
-//! Layout, little-endian: a header of [`HEADER_BYTES`] with counts, ranges and two CRCs, then the records (24 bytes
+//! Layout, little-endian: a header of [`HEADER_BYTES`] with counts, ranges and two CRCs, then the records (32 bytes
 //! each), holes (16), a directory of the sorted ids by their first bits (4), the ids (16), what is remembered of
-//! each (24), the sorted terms (16), their ordinals (4) and the counts by quarter of an hour and type (16). When retention removes a
-//! segment whose ids must still be known, a sidecar with nothing but ids and counts stays.
+//! each (24), the sorted terms (16), their ordinals (4), the counts by quarter of an hour and type (16) and the records
+//! found damaged (32). When retention removes a segment whose ids must still be known, a sidecar with nothing but ids
+//! and counts stays.
 //!
 //! A sidecar is never trusted: its header is checked when it is opened, the rest before it is first used, and one
 //! that is damaged is made again from its segment.
 
+mod encode;
+
 use std::{fmt, ops::Range, sync::OnceLock};
 
-use super::{DayKey, Index, Record, Take, live::LiveIndex};
+pub(crate) use self::encode::{encode, encode_ids};
+use super::{DayKey, Index, Lost, Record, Take, live::LiveIndex};
 use crate::log::{
     KnownId,
     disk::Mapped,
@@ -18,13 +22,14 @@ use crate::log::{
 };
 
 const HEADER_BYTES: usize = 128;
-const MAGIC: [u8; 8] = *b"scindex\x03";
-const RECORD_BYTES: usize = 24;
+const MAGIC: [u8; 8] = *b"scindex\x04";
+const RECORD_BYTES: usize = 32;
 const HOLE_BYTES: usize = 16;
 const ID_BYTES: usize = 16;
 const KNOWN_BYTES: usize = 24;
 const TERM_BYTES: usize = 16;
 const DAY_BYTES: usize = 16;
+const LOST_BYTES: usize = 32;
 /// Ids that share a directory entry, about.
 const IDS_PER_BUCKET: usize = 8;
 /// No segment holds more; keeps arithmetic on damaged counts from overflowing.
@@ -70,6 +75,7 @@ struct Layout {
     terms: usize,
     ordinals: usize,
     days: usize,
+    lost: usize,
 }
 
 impl Layout {
@@ -94,127 +100,16 @@ impl Layout {
     fn days_at(self) -> usize {
         self.ordinals_at() + self.ordinals * 4
     }
-    fn end(self) -> usize {
+    fn lost_at(self) -> usize {
         self.days_at() + self.days * DAY_BYTES
     }
-}
-
-/// The file of an index.
-pub(crate) fn encode(index: &LiveIndex, incarnation: u64, summary: &Summary) -> Vec<u8> {
-    let mut terms: Vec<_> = index.postings.iter().collect();
-    terms.sort_unstable_by_key(|(term, _)| **term);
-    let mut ids: Vec<_> = index.ids.iter().map(|(id, known)| (*id, *known)).collect();
-    ids.sort_unstable_by_key(|(id, _)| *id);
-    let mut body = Vec::with_capacity(index.records.len() * 110);
-    for record in &index.records {
-        put_u64(&mut body, record.seq);
-        put_u64(&mut body, record.observed_us as u64);
-        put_u32(&mut body, record.offset);
-        put_u32(&mut body, record.tag);
+    fn end(self) -> usize {
+        self.lost_at() + self.lost * LOST_BYTES
     }
-    for (first, last) in &index.holes {
-        put_u64(&mut body, *first);
-        put_u64(&mut body, *last);
-    }
-    let directory_bits = put_ids(&ids, &mut body);
-    let mut start = 0;
-    for (term, list) in &terms {
-        put_u64(&mut body, **term);
-        put_u32(&mut body, start);
-        put_u32(&mut body, list.len() as u32);
-        start += list.len() as u32;
-    }
-    for ordinal in terms.iter().flat_map(|(_, list)| list.iter()) {
-        put_u32(&mut body, *ordinal);
-    }
-    for (key, count) in &index.days {
-        put_u32(&mut body, key.quarter as u32);
-        put_u32(&mut body, *count);
-        put_u64(&mut body, key.event_type);
-    }
-    let layout = Layout {
-        records: index.records.len(),
-        holes: index.holes.len(),
-        directory_bits,
-        ids: ids.len(),
-        terms: terms.len(),
-        ordinals: start as usize,
-        days: index.days.len(),
-    };
-    with_header(layout, incarnation, summary, &body)
-}
-
-/// The file that remembers the ids and counts of a sidecar and nothing else.
-pub(crate) fn encode_ids(sidecar: &Sidecar, incarnation: u64) -> Vec<u8> {
-    let Layout { ids, directory_bits, days, .. } = sidecar.layout;
-    let layout = Layout { records: 0, holes: 0, directory_bits, ids, terms: 0, ordinals: 0, days };
-    let (all, from) = (sidecar.bytes(), sidecar.layout);
-    let body = [&all[from.directory_at()..from.terms_at()], &all[from.days_at()..from.end()]].concat();
-    with_header(layout, incarnation, &sidecar.summary, &body)
-}
-
-fn put_ids(ids: &[(u128, KnownId)], body: &mut Vec<u8>) -> u32 {
-    let bits = (ids.len() / IDS_PER_BUCKET).max(1).ilog2();
-    let mut next = 0;
-    for bucket in 0..=1u64 << bits {
-        while next < ids.len() && bucket_of(ids[next].0, bits) < bucket {
-            next += 1;
-        }
-        put_u32(body, next as u32);
-    }
-    for (id, _) in ids {
-        body.extend_from_slice(&id.to_le_bytes());
-    }
-    for (_, known) in ids {
-        put_u64(body, known.seq);
-        put_u64(body, known.identity);
-        put_u32(body, known.content);
-        put_u32(body, 0);
-    }
-    bits
 }
 
 fn bucket_of(id: u128, bits: u32) -> u64 {
     if bits == 0 { 0 } else { (id >> (128 - bits)) as u64 }
-}
-
-fn with_header(layout: Layout, incarnation: u64, summary: &Summary, body: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(HEADER_BYTES + body.len());
-    out.extend_from_slice(&MAGIC);
-    let (observed, times) = (summary.observed.unwrap_or((1, 0)), summary.times.unwrap_or((1, 0)));
-    for word in [
-        incarnation,
-        summary.base_seq,
-        summary.last_seq,
-        summary.bytes,
-        summary.records,
-        summary.first_seq.unwrap_or(u64::MAX),
-        observed.0 as u64,
-        observed.1 as u64,
-        times.0 as u64,
-        times.1 as u64,
-    ] {
-        put_u64(&mut out, word);
-    }
-    for count in [layout.records, layout.holes, layout.ids, layout.terms, layout.ordinals] {
-        put_u32(&mut out, count as u32);
-    }
-    put_u32(&mut out, layout.directory_bits);
-    put_u32(&mut out, layout.days as u32);
-    put_u32(&mut out, 0);
-    put_u32(&mut out, crc32c::crc32c(body));
-    let crc = crc32c::crc32c(&out);
-    put_u32(&mut out, crc);
-    out.extend_from_slice(body);
-    out
-}
-
-fn put_u32(out: &mut Vec<u8>, word: u32) {
-    out.extend_from_slice(&word.to_le_bytes());
-}
-
-fn put_u64(out: &mut Vec<u8>, word: u64) {
-    out.extend_from_slice(&word.to_le_bytes());
 }
 
 impl Sidecar {
@@ -238,6 +133,7 @@ impl Sidecar {
                     ordinals: count(4)?,
                     directory_bits: count(5).filter(|bits| *bits < 28)? as u32,
                     days: count(6)?,
+                    lost: count(7)?,
                 })
             })
             .flatten()
@@ -290,6 +186,7 @@ impl Sidecar {
             ids,
             postings: terms.collect(),
             days: self.days().into_iter().collect(),
+            lost: self.lost(),
             times: self.summary.times,
             end: self.summary.bytes,
         }
@@ -312,9 +209,12 @@ impl Sidecar {
         u64_at(self.bytes(), at)
     }
 
-    fn id(&self, n: usize) -> u128 {
-        let at = self.layout.ids_at() + n * ID_BYTES;
+    fn u128(&self, at: usize) -> u128 {
         u128::from(self.u64(at)) | u128::from(self.u64(at + 8)) << 64
+    }
+
+    fn id(&self, n: usize) -> u128 {
+        self.u128(self.layout.ids_at() + n * ID_BYTES)
     }
 
     /// The part of the ordinals that belongs to a term.
@@ -357,6 +257,7 @@ impl Index for Sidecar {
             observed_us: self.u64(at + 8) as i64,
             offset: self.u32(at + 16),
             tag: self.u32(at + 20),
+            time_us: self.u64(at + 24) as i64,
         }
     }
 
@@ -387,6 +288,13 @@ impl Index for Sidecar {
             (key, self.u32(at(n) + 4))
         };
         (0..self.layout.days).map(entry).collect()
+    }
+
+    fn lost(&self) -> Vec<Lost> {
+        let at = |n: usize| self.layout.lost_at() + n * LOST_BYTES;
+        let one =
+            |n| Lost { seq: self.u64(at(n)), time_us: self.u64(at(n) + 8) as i64, id: self.u128(at(n) + 16) };
+        (0..self.layout.lost).map(one).collect()
     }
 
     fn postings(&self, term: u64, range: Range<u32>, take: Take, out: &mut Vec<u32>) {
