@@ -1,18 +1,20 @@
 //! The poller: turns a rate-limited, offset-paged list that changes while it is read into events appended exactly
 //! once, or into a hole that is announced.
 //!
-//! Four readers share one budget and one [`intake`]: the [`tail`] reads the newest rows several times a second, a
-//! walk closes what the tail could not join, the [`sweep`] looks for rows that appear late and alone moves the floor,
-//! and the [`backfill`] reads the past at the first start. All of them rest on [`walk`], which reads a list that moves
-//! under it without missing a row. `status` is what the rest of the gateway sees.
+//! Five readers share one budget and one [`intake`]: the [`tail`] reads the newest rows several times a second, the
+//! [`catchup`] closes the [`holes`] that the tail could not join, the [`sweep`] looks for rows that appear late and
+//! alone moves the floor, and the [`backfill`] reads the past at the first start. All of them rest on [`walk`], which
+//! reads a list that moves under it without missing a row. `status` is what the rest of the gateway sees.
 
 mod backfill;
 mod board;
+mod catchup;
 mod days;
 mod details;
 mod findings;
 mod gap;
 mod head;
+mod holes;
 mod intake;
 mod known;
 mod lateness;
@@ -304,6 +306,7 @@ impl Ingest {
         };
         let halt = tokio::select! {
             halt = Tail::new(&session).run() => halt,
+            halt = catchup::run(&session) => halt,
             halt = sweep::run(&session) => halt,
             halt = backfill => halt,
         };

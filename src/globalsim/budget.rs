@@ -13,8 +13,8 @@
 //!
 //! # Who goes first
 //!
-//! When several wait, a class that has used less than its floor in the last minute goes first, the longest waiting
-//! of these; beyond the floors the order is strictly that of [`Class`]. Floors are shares of the allowance
+//! When several wait, a class that has used less than its floor in the last minute, and has got nothing for as long as
+//! its floor spreads requests, goes first, the longest waiting of these; beyond the floors the order is strictly that of [`Class`]. Floors are shares of the allowance
 //! ([`Class::floor`]) and sum up to about a quarter, so no class waits longer for its floor than a slot takes to come
 //! back, and a backlog of tail and catch-up still gets over nine tenths. Within a class, first come, first served.
 //! Requests that nobody waits for are not sent while they would empty the bucket ([`Gate::has_spare`]).

@@ -15,7 +15,10 @@ use std::{
 };
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
-use tokio::{sync::mpsc, time::Instant};
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
 
 use super::{
     names,
@@ -85,6 +88,7 @@ pub struct Partial {
 pub struct Details {
     sender: mpsc::Sender<Vec<Want>>,
     waiting: Arc<AtomicUsize>,
+    shedding: Arc<watch::Sender<bool>>,
 }
 
 impl Details {
@@ -95,7 +99,9 @@ impl Details {
     ) -> (Self, impl Future<Output = ()> + Send) {
         let (sender, receiver) = mpsc::channel(QUEUE_MAX);
         let waiting = Arc::new(AtomicUsize::new(0));
+        let shedding = Arc::new(watch::Sender::new(false));
         let task = Task {
+            shedding: shedding.subscribe(),
             upstream,
             completed,
             sims: HashMap::new(),
@@ -103,12 +109,17 @@ impl Details {
             wants: 0,
             waiting: Arc::clone(&waiting),
         };
-        (Self { sender, waiting }, task.run(receiver))
+        (Self { sender, waiting, shedding }, task.run(receiver))
     }
 
-    /// Whether so many SIMs wait that a batch need not.
+    /// Whether so many SIMs wait that a batch need not, or nothing is asked for.
     pub fn busy(&self) -> bool {
-        self.waiting.load(Ordering::Relaxed) > BUSY_SIMS
+        *self.shedding.borrow() || self.waiting.load(Ordering::Relaxed) > BUSY_SIMS
+    }
+
+    /// Stops asking, also for what is being asked, and goes on with all of it later.
+    pub fn shed(&self, shedding: bool) {
+        self.shedding.send_if_modified(|now| std::mem::replace(now, shedding) != shedding);
     }
 
     /// Asks for details. What can't be taken is counted as staying partial.
@@ -143,6 +154,8 @@ struct Task {
     turns: VecDeque<(Instant, Iccid)>,
     wants: usize,
     waiting: Arc<AtomicUsize>,
+    /// Rows are missing, and the budget is needed for them.
+    shedding: watch::Receiver<bool>,
 }
 
 /// A SIM whose list is to be read now.
@@ -171,20 +184,27 @@ impl Task {
         let mut asked = FuturesUnordered::new();
         let mut followers = 0;
         loop {
-            while asked.len() < CONCURRENCY
+            let shedding = *self.shedding.borrow_and_update();
+            while !shedding
+                && asked.len() < CONCURRENCY
                 && let Some(turn) = self.next_turn(followers < FOLLOWERS && self.upstream.has_spare())
             {
                 let upstream = Arc::clone(&self.upstream);
+                let mut shedding = self.shedding.clone();
                 followers += usize::from(!turn.waited_for);
                 asked.push(async move {
-                    let answer = ask(&upstream, &turn.iccid, turn.identities).await;
+                    let answer = tokio::select! {
+                        biased;
+                        answer = ask(&upstream, &turn.iccid, turn.identities) => Some(answer),
+                        _ = shedding.wait_for(|shedding| *shedding) => None,
+                    };
                     (turn.iccid, turn.waited_for, answer)
                 });
             }
             let waited_for = self.turns.iter().filter(|(_, iccid)| is_waited_for(&self.sims, iccid));
             self.waiting.store(waited_for.count(), Ordering::Relaxed);
             let due = self.turns.iter().map(|(at, _)| *at).min();
-            let free = asked.len() < CONCURRENCY && followers < FOLLOWERS;
+            let free = !shedding && asked.len() < CONCURRENCY && followers < FOLLOWERS;
             // What is due by now was left for want of something to spare.
             let look_at = Instant::now() + SPARE_LOOK;
             let wake = async {
@@ -206,6 +226,7 @@ impl Task {
                         return;
                     }
                 }
+                Ok(()) = self.shedding.changed() => {}
                 () = wake => {}
             }
         }
@@ -266,15 +287,21 @@ impl Task {
         None
     }
 
-    /// Hands rows to those who want them; gives the followers that are complete now.
-    fn answered(&mut self, iccid: &Iccid, answer: Result<HashMap<u64, Found>, Error>) -> Vec<Partial> {
+    /// Hands rows to those who want them; gives the followers that are complete now. The answer is None where it was given up to be asked again.
+    fn answered(
+        &mut self,
+        iccid: &Iccid,
+        answer: Option<Result<HashMap<u64, Found>, Error>>,
+    ) -> Vec<Partial> {
         let Some(mut sim) = self.sims.remove(iccid) else { return Vec::new() };
         sim.asked = false;
         let before = sim.wants.len();
         let mut done = Vec::new();
+        let answered = answer.is_some();
         let (rows, hopeless) = match answer {
-            Ok(rows) => (rows, false),
-            Err(error) => (HashMap::new(), !error.retryable()),
+            Some(Ok(rows)) => (rows, false),
+            Some(Err(error)) => (HashMap::new(), !error.retryable()),
+            None => (HashMap::new(), false),
         };
         let mut left = Vec::new();
         for want in std::mem::take(&mut sim.wants) {
@@ -298,7 +325,7 @@ impl Task {
                 }
             }
         }
-        sim.tries += 1;
+        sim.tries += u32::from(answered);
         if hopeless || sim.tries >= TRIES_MAX {
             stays_partial(left.iter().filter(|want| want.follows()).count(), "not_found");
             left.clear();

@@ -220,6 +220,13 @@ impl Intake {
         self.distinct.load(Ordering::Relaxed)
     }
 
+    /// Whether rows go on without waiting for their details, since the budget is needed for rows that are missing.
+    pub fn shed(&self, shedding: bool) {
+        if let Some(details) = &self.details {
+            details.shed(shedding);
+        }
+    }
+
     /// How late rows were lately.
     pub fn lateness(&self) -> Lateness {
         self.lateness.lock().clone()

@@ -23,8 +23,8 @@ const BESIDE_PAGES_MAX: u64 = 64;
 pub enum Down<R> {
     /// All rows from the newest to the depth or the end of the list, oldest first.
     Reached(Vec<Slot<R>>),
-    /// More rows than may be kept; they were dropped.
-    TooLong,
+    /// More rows than may be kept: those read, oldest first; below them the list goes on.
+    TooLong(Vec<Slot<R>>),
 }
 
 /// Whether rows in walk order, going down, have passed a depth: the last few all lie below it. One alone may be a
@@ -58,18 +58,18 @@ where
         None => (Walker::start(source, Toward::End, head), Vec::new()),
     };
     let mut reached = deep(&rows);
-    while !reached {
-        if rows.len() > rows_max {
-            return Ok(Down::TooLong);
-        }
-        let Some(more) = walker.next().await? else { break };
+    while !reached && rows.len() <= rows_max {
+        let Some(more) = walker.next().await? else {
+            reached = true;
+            break;
+        };
         reached = deep(&more);
         rows.extend(more);
     }
     rows.reverse();
     rows.extend(newer);
     sort_ascending(&mut rows);
-    Ok(Down::Reached(rows))
+    Ok(if reached { Down::Reached(rows) } else { Down::TooLong(rows) })
 }
 
 /// Rows beside a page, walking away from it, until `enough` says so of the rows just read or the list ends.

@@ -9,6 +9,7 @@ use tokio::sync::{Notify, watch};
 use super::{
     board::Board,
     findings::Findings,
+    holes::Holes,
     intake::{Intake, Stopped},
     names,
     page::{ListPage, Order, Slot},
@@ -79,8 +80,8 @@ pub struct Session {
     lost: Mutex<u32>,
     /// Something may lie deeper than the tail reads: sweep now.
     pub sweep_now: Notify,
-    /// Number of the hole that is open; 0 when none. See [`Session::open_hole`].
-    hole: Mutex<Hole>,
+    /// What may hold rows that nobody has read.
+    pub holes: Holes,
     /// Until the first complete sweep of a first start: rows older than this are backfill, whoever finds them.
     past: Mutex<Option<Timestamp>>,
     /// Until the first complete sweep of a restart: time of the newest event of before.
@@ -98,12 +99,6 @@ pub struct Swept {
     pub sent_at: Timestamp,
     /// Rows older than this it may have left out.
     pub depth: Timestamp,
-}
-
-#[derive(Debug, Default)]
-struct Hole {
-    opened: u64,
-    closed: u64,
 }
 
 impl Session {
@@ -130,7 +125,7 @@ impl Session {
             findings: Mutex::new(findings),
             lost: Mutex::new(0),
             sweep_now: Notify::new(),
-            hole: Mutex::default(),
+            holes: Holes::default(),
             past: Mutex::default(),
             resumed: Mutex::default(),
             swept: Mutex::default(),
@@ -208,6 +203,9 @@ impl Session {
             _ => self.lateness.as_secs(),
         };
         findings.show(&self.board, horizon);
+        if !self.has_hole() && self.board.status().backlog_rows.is_some() {
+            self.show_backlog(None);
+        }
         let usage = self.gate.usage();
         let classes: serde_json::Map<_, _> = Class::ALL
             .iter()
@@ -242,28 +240,23 @@ impl Session {
         *self.lost.lock() = 0;
     }
 
-    /// Rows may be missing between what the tail reads and what was read before: until a sweep that begins after
-    /// this is complete, `seen_until` stands still.
+    /// Rows may be missing and nobody knows between which: until a sweep that begins after this is complete,
+    /// `seen_until` stands still.
     pub fn open_hole(&self) {
-        self.hole.lock().opened += 1;
+        self.holes.open_edgeless();
         self.sweep_now.notify_one();
-    }
-
-    /// To be taken before a sweep begins and given to [`close_hole`](Self::close_hole) when it is complete.
-    pub fn hole_mark(&self) -> u64 {
-        self.hole.lock().opened
-    }
-
-    /// Holes opened before the mark are closed.
-    pub fn close_hole(&self, mark: u64) {
-        let mut hole = self.hole.lock();
-        hole.closed = hole.closed.max(mark);
     }
 
     /// Whether rows may be missing.
     pub fn has_hole(&self) -> bool {
-        let hole = self.hole.lock();
-        hole.closed < hole.opened
+        self.holes.any()
+    }
+
+    /// Puts on the board how many rows are known to wait, and how long reading them will take.
+    pub fn show_backlog(&self, rows: Option<u64>) {
+        let eta = rows.and_then(|rows| self.holes.note_backlog(rows));
+        self.intake.shed(rows.is_some());
+        self.board.update(|status| (status.backlog_rows, status.drain_eta_s) = (rows, eta));
     }
 
     /// The first day of the tail's window.

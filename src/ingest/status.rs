@@ -132,6 +132,10 @@ pub struct Status {
     pub state: UpstreamState,
     /// Everything that upstream showed up to this time has been read; does not move while a hole is being walked.
     pub seen_until: Option<Timestamp>,
+    /// Rows known to wait upstream for being read, about; None while the poller keeps up.
+    pub backlog_rows: Option<u64>,
+    /// Seconds until they are read, at the pace so far; None where there is no backlog or no pace yet.
+    pub drain_eta_s: Option<f64>,
     /// When a request last succeeded.
     pub last_success: Option<Timestamp>,
     /// What upstream said or what is wrong, for the operator; None while all is well.
@@ -176,6 +180,8 @@ impl Status {
             "state": self.state.as_str(),
             "seen_until": self.seen_until.map(|t| t.to_string()),
             "lag_seconds": lag,
+            "backlog_rows": self.backlog_rows,
+            "drain_eta_seconds": self.drain_eta_s.map(|eta| (eta * 10.0).round() / 10.0),
             "last_success": self.last_success.map(|t| t.to_string()),
             "message": self.message,
             "mode": self.mode.as_str(),

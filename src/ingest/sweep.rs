@@ -48,16 +48,24 @@ pub async fn run(session: &Session) -> Halt {
     let mut complete_at: Option<Instant> = None;
     let mut shallow_at = Instant::now();
     let mut floor_at: Option<Instant> = None;
-    let mut alarm = session.has_hole();
+    let mut alarm = session.holes.any_edgeless();
     loop {
+        let mut holes_changed = std::pin::pin!(session.holes.changed.notified());
+        holes_changed.as_mut().enable();
+        if session.holes.any_with_edges() && !session.holes.any_edgeless() {
+            // While rows are missing that were there in time, none are looked for that came late.
+            holes_changed.await;
+            continue;
+        }
         let due = complete_at.map_or_else(Instant::now, |at| at + period(session));
-        let pending_hole = session.has_hole();
+        let pending_hole = session.holes.any_edgeless();
         let hole_is_due = pending_hole && complete_at.is_none_or(|at| at.elapsed() > PAUSE);
         if !(alarm || hole_is_due) {
             tokio::select! {
                 () = session.sweep_now.notified() => alarm = true,
                 () = tokio::time::sleep_until(due.max(Instant::now() + PAUSE)) => {}
                 () = tokio::time::sleep_until(shallow_at + SHALLOW_PERIOD) => {}
+                () = holes_changed => continue,
                 Ok(()) = covered.changed() => {
                     let at = *covered.borrow_and_update();
                     complete_at = Some(Instant::now());
@@ -74,7 +82,7 @@ pub async fn run(session: &Session) -> Halt {
             }
         }
         let now = Instant::now();
-        let result = if alarm || now >= due || session.has_hole() {
+        let result = if alarm || now >= due || session.holes.any_edgeless() {
             alarm = false;
             shallow_at = now;
             complete_at = Some(now);
@@ -121,9 +129,9 @@ async fn raise(session: &Session, floor: Timestamp) -> Result<(), Halt> {
 
 /// A sweep to the full depth; the floor moves.
 async fn complete(session: &Session) -> Result<(), Halt> {
-    let mark = session.hole_mark();
+    let mark = session.holes.mark();
     let depth = depth(session).await;
-    let class = if session.has_hole() { Class::CatchUp } else { Class::Sweep };
+    let class = if session.holes.any_edgeless() { Class::CatchUp } else { Class::Sweep };
     let began = match session.mode() {
         // The tail reads its window wholly, again and again, and tells when it has.
         Mode::Windows if depth >= midnight(day_plus(session.window_day(), 1)) => return Ok(()),
@@ -139,7 +147,10 @@ async fn complete(session: &Session) -> Result<(), Halt> {
     };
     session.walk_done();
     session.begun();
-    session.close_hole(mark);
+    session.holes.close(mark);
+    if !session.has_hole() {
+        session.show_backlog(None);
+    }
     raise(session, began).await?;
     metrics::counter!(names::SWEEPS, "outcome" => "complete").increment(1);
     Ok(())
@@ -209,9 +220,10 @@ async fn walk(session: &Session, class: Class, depth: Timestamp) -> Result<Walke
             session.intake.take(rows, Via::Sweep, began, session.past()).await?;
             check_for_gap(session, oldest.unwrap_or(began)).await?;
         }
-        Down::TooLong => {
-            let stretch =
-                Stretch { class: Class::CatchUp, via: Via::CatchUp, backfill_before: session.past() };
+        Down::TooLong(rows) => {
+            // They are read again from below, but are worth most now.
+            session.intake.take(rows, Via::CatchUp, began, session.past()).await?;
+            let stretch = Stretch { class, via: Via::CatchUp, backfill_before: session.past() };
             far(session, stretch, depth).await?;
             if session.resumed().is_some() {
                 let oldest = gap::oldest(session, Window::default()).await?;

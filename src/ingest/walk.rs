@@ -27,6 +27,11 @@ const FULL_PAGE_ROWS_MIN: u64 = 20;
 /// Furthest that one look goes from the last, rows.
 const STEP_MAX: i64 = 6_400;
 
+/// Weight of the newest move in what is expected of the next.
+const MOVES_WEIGHT: f64 = 0.1;
+/// Mean deviations that a move may be larger than the mean and still leave an overlap.
+const DEVIATIONS: f64 = 2.0;
+
 /// Rows remembered to find an overlap by.
 const REMEMBERED_MAX: usize = 2_000;
 
@@ -82,6 +87,8 @@ pub struct Walker<'s, S> {
     trailing: Vec<u64>,
     /// By how much it is expected to move until the next request.
     drift: i64,
+    /// What it moved from page to page, of late: mean and mean deviation.
+    moves: Option<(f64, f64)>,
     seen: Seen,
     ordinals: HashMap<u64, u32>,
     /// Times of the first and of the last row read, which tell the way that times run.
@@ -151,6 +158,7 @@ impl<'s, S: PageSource> Walker<'s, S> {
             shift: 0,
             trailing: Vec::new(),
             drift: 0,
+            moves: None,
             seen: Seen::default(),
             ordinals: HashMap::new(),
             asked_at: page.asked_at,
@@ -168,7 +176,7 @@ impl<'s, S: PageSource> Walker<'s, S> {
     /// Lets a walk that reached the end look for rows that came since.
     pub fn reopen(&mut self) {
         self.ended = false;
-        self.drift = 0;
+        (self.drift, self.moves) = (0, None);
         if self.ordinals.len() > REMEMBERED_MAX {
             self.ordinals.clear();
         }
@@ -177,6 +185,15 @@ impl<'s, S: PageSource> Walker<'s, S> {
     /// When the last page was asked.
     pub fn asked_at(&self) -> Timestamp {
         self.asked_at
+    }
+
+    /// Place in the list of the furthest row read, by what the last page showed.
+    pub fn place(&self) -> u64 {
+        let position = self.edge + self.shift;
+        match self.toward {
+            Toward::End => position.max(0) as u64,
+            Toward::Start => (-position).max(0) as u64,
+        }
     }
 
     /// `total` of the last page.
@@ -208,7 +225,11 @@ impl<'s, S: PageSource> Walker<'s, S> {
     /// [`WalkError`]; the walk stays where it is and may be asked again.
     pub async fn next(&mut self) -> Result<Option<Vec<Slot<S::Row>>>, WalkError<S::Error>> {
         let mut nudge = 0_i64;
-        let mut step = PAGE_ROWS as i64 / 2;
+        // Against a list that moves, a page that missed is most likely off by a few rows.
+        let mut step = match self.moves {
+            Some(_) => (2 * self.drift.abs() + 3 * OVERLAP).min(PAGE_ROWS as i64 / 2),
+            None => PAGE_ROWS as i64 / 2,
+        };
         let mut end_suspected = false;
         for _ in 0..TRIES_MAX {
             if self.ended {
@@ -317,11 +338,30 @@ impl<'s, S: PageSource> Walker<'s, S> {
         self.shift += moved;
         let each = moved / i64::try_from(self.pages - self.pages_joined).unwrap_or(1).max(1);
         self.pages_joined = self.pages;
-        // Moving on with the walk (inserts above, walking down) costs only overlap; moving against it (inserts
-        // above, walking up) loses the overlap, so more of it is expected than was seen.
-        self.drift = if each > 0 { each * 3 / 4 } else { each * 5 / 4 - i64::from(each != 0) * 2 };
+        self.drift = self.expect(each);
         let new = self.accept(rows, Some(join));
         if new.is_empty() { Fit::Behind { moved } } else { Fit::Joins(new) }
+    }
+
+    /// By how much the list will move until the next request, after it moved by `each`.
+    fn expect(&mut self, each: i64) -> i64 {
+        // Moving on with the walk (inserts above, walking down) costs only overlap.
+        if each > 0 {
+            self.moves = None;
+            return each * 3 / 4;
+        }
+        // Moving against it (inserts above, walking up) loses the overlap, and a page with it: as much more is
+        // expected as makes that rare. Part of what it usually varies by is in the overlap itself.
+        let moved = each as f64;
+        let (mean, deviation) = match self.moves {
+            None => (moved, -moved / 8.0),
+            Some((mean, deviation)) => {
+                let off = moved - mean;
+                (mean + off * MOVES_WEIGHT, deviation + (off.abs() - deviation) * MOVES_WEIGHT)
+            }
+        };
+        self.moves = Some((mean, deviation));
+        (mean - deviation * DEVIATIONS + OVERLAP as f64 / 3.0).min(0.0).round() as i64
     }
 
     /// Takes a page that joins at `join` (None: the first page): remembers its rows, moves the edge on if it reaches

@@ -18,6 +18,7 @@ use super::{
 
 /// How long the gate stays shut after the journal could not be written.
 const JOURNAL_RETRY: Duration = Duration::from_secs(1);
+const MINUTE: Duration = Duration::from_secs(60);
 /// One part in so many of the allowance is left to requests that somebody waits for.
 const SPARE_SHARE: u32 = 20;
 
@@ -35,6 +36,8 @@ pub(super) struct State {
     pub pace: Pace,
     waiting: [VecDeque<Waiter>; 6],
     next_ticket: u64,
+    /// When each class last got a slot.
+    granted_at: [Option<Instant>; 6],
     pub journal_error: Option<String>,
 }
 
@@ -86,7 +89,7 @@ impl Inner {
                 if ready_at != Some(now) {
                     break ready_at;
                 }
-                let Some((class, waiter)) = state.next_waiter() else { break None };
+                let Some((class, waiter)) = state.next_waiter(now) else { break None };
                 match state.take(class, now) {
                     Some(index) => granted.push((waiter, Slot { gate: Arc::clone(self), index })),
                     None => state.waiting[class.index()].push_front(waiter),
@@ -108,6 +111,7 @@ impl State {
             pace: Pace::new(requests_per_minute, now),
             waiting: Default::default(),
             next_ticket: 0,
+            granted_at: [None; 6],
             journal_error: None,
         }
     }
@@ -142,13 +146,18 @@ impl State {
     }
 
     /// By the scheme at the head of [`super`].
-    fn next_waiter(&mut self) -> Option<(Class, Waiter)> {
+    fn next_waiter(&mut self, now: Instant) -> Option<(Class, Waiter)> {
         let (allowance, used) = (self.pace.allowance(), self.table.used());
         let heads = Class::ALL.into_iter().filter_map(|class| {
             let head = self.waiting[class.index()].front()?;
             Some((class, head.ticket))
         });
-        let below_floor = |class: Class| used[class.index()] < class.floor(allowance);
+        // A floor is a pace, not a heap: a class that comes with none of it used does not go first until all is.
+        let is_due = |class: Class| {
+            let every = MINUTE / class.floor(allowance);
+            self.granted_at[class.index()].is_none_or(|at| now.saturating_duration_since(at) >= every)
+        };
+        let below_floor = |class: Class| used[class.index()] < class.floor(allowance) && is_due(class);
         // Below a floor the ticket decides, beyond the order of classes.
         let (class, _) = heads.min_by_key(|(class, ticket)| match below_floor(*class) {
             true => (0, *ticket, *class),
@@ -161,6 +170,7 @@ impl State {
         match self.table.take(Some(class)) {
             Ok(index) => {
                 self.pace.spend();
+                self.granted_at[class.index()] = Some(now);
                 self.journal_error = None;
                 Some(index)
             }

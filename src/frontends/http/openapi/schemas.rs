@@ -242,6 +242,8 @@ fn stream() -> Value {
             ("state", json!({"type": "string", "enum": states})),
             ("seen_until", nullable_time()),
             ("lag_seconds", nullable("number")),
+            ("backlog_rows", nullable("integer")),
+            ("drain_eta_seconds", nullable("number")),
             ("message", nullable("string")),
             ("partial", json!({"type": "integer"})),
             ("probe", json!({})),
