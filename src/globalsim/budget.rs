@@ -40,7 +40,10 @@ use self::{
     journal::{Boot, Journal},
     queue::{Inner, Place, State},
 };
-use crate::clock::SharedClock;
+use crate::{
+    clock::SharedClock,
+    sabotage::{self, Bug},
+};
 
 pub use pace::BURST_MAX;
 
@@ -259,6 +262,9 @@ impl Gate {
 
     /// Says that upstream answered 429, for how long it wants silence if it said so.
     pub fn on_rate_limited(&self, retry_after: Option<Duration>) {
+        if sabotage::on(Bug::IgnoreRefusal) {
+            return;
+        }
         let mut state = self.0.state.lock();
         let now = Instant::now();
         if state.pace.on_rate_limited(now, retry_after) {

@@ -6,7 +6,10 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::frame::{Batch, Encoding};
-use crate::event::FieldPolicy;
+use crate::{
+    event::FieldPolicy,
+    sabotage::{self, Bug},
+};
 
 /// A batch in a ring.
 #[derive(Debug)]
@@ -93,7 +96,7 @@ impl Outlet {
     /// What lies behind a position.
     pub(super) fn find(&self, position: u64) -> Found {
         let ring = self.ring.lock();
-        if position < ring.floor {
+        if position + u64::from(sabotage::on(Bug::SpliceOffByOne)) < ring.floor {
             return Found::Behind;
         }
         // Mostly the newest chunk is wanted, or none; a search through the older ones would touch each of them.

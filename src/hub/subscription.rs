@@ -16,6 +16,7 @@ use super::{
 use crate::{
     event::{Cursor, FieldPolicy, Gap, GapReason, OnExpired, Predicate, Start},
     log::{CursorState, Direction, Hole, Log, ReadError, ReadPage, ReadRequest},
+    sabotage::{self, Bug},
 };
 
 /// What a subscriber is handed.
@@ -210,7 +211,8 @@ fn read_page(
         Ok(read) => read,
         Err(ReadError::Expired { .. }) => {
             let (next, gap) = out_of_range(hub, Some(position), GapReason::Retention, on_expired)?;
-            return Ok(Page { batch: None, next, gaps: vec![gap] });
+            let told = !sabotage::on(Bug::SilentExpiry);
+            return Ok(Page { batch: None, next, gaps: told.then_some(gap).into_iter().collect() });
         }
         Err(error) => return Err(Error::Unavailable(error.to_string())),
     };

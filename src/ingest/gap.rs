@@ -20,6 +20,7 @@ use crate::{
     event::{Event, Gap, GapReason, Predicate, identity::FieldHasher},
     globalsim::budget::Class,
     log::{Direction, ReadRequest},
+    sabotage::{self, Bug},
 };
 
 /// Events looked at, newest first, to find one of upstream's with a time before the pause.
@@ -99,6 +100,9 @@ pub async fn announce_too_old(session: &Session, from: Timestamp, to: Timestamp)
 }
 
 async fn append(session: &Session, from: Timestamp, to: Timestamp, why: Option<&str>) -> Result<(), Halt> {
+    if sabotage::on(Bug::ForgetGap) {
+        return Ok(());
+    }
     metrics::counter!(names::GAPS).increment(1);
     let gap = Gap {
         from: None,

@@ -41,6 +41,7 @@ use crate::{
     bus::{AppendError, Bus, Fence, NewEvent},
     clock::SharedClock,
     event::{Flag, Flags},
+    sabotage::{self, Bug},
 };
 
 /// Batches on their way; each is at most a page.
@@ -164,6 +165,10 @@ impl Intake {
         backfill_before: Option<Timestamp>,
     ) -> Result<Taken, Stopped> {
         sort_ascending(&mut rows);
+        let stops = via == Via::Sweep && sabotage::on(Bug::StopAtKnown);
+        if stops {
+            rows.reverse();
+        }
         let mut taken = Taken::default();
         // Held until the batch has its place in the queue: the order of judging is the order of appending.
         let mut state = self.state.lock().await;
@@ -175,6 +180,7 @@ impl Intake {
                     fresh.push(*pending);
                 }
                 Judged::Bad => taken.new += 1,
+                Judged::Known if stops => break,
                 Judged::Known => taken.known += 1,
             }
         }
@@ -272,6 +278,8 @@ impl Intake {
             flags.insert(Flag::Conflict);
         }
         let time = row.event.time;
+        let backfill_before =
+            backfill_before.map(|edge| if sabotage::on(Bug::BackfillEdge) { read_at } else { edge });
         if backfill_before.is_some_and(|edge| time.is_none_or(|time| time < edge)) {
             flags.insert(Flag::Backfill);
         } else if let Some(time) = time

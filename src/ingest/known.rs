@@ -12,6 +12,7 @@ use crate::{
     event::identity::id_hash,
     globalsim::wire::Row,
     log::{KnownId, Log},
+    sabotage::{self, Bug},
 };
 
 /// Ids remembered in front of the log; a day at two events a second, 16 MiB.
@@ -75,7 +76,7 @@ impl Known {
                 self.remember(hash, seen);
                 Some(Verdict::New(id, conflict))
             }
-            Some(before) if before.identity != seen.identity => None,
+            Some(before) if before.identity != seen.identity && !sabotage::on(Bug::DedupeByEventId) => None,
             Some(before) => {
                 self.remember(hash, seen);
                 Some(if before.content == seen.content { Verdict::Known } else { Verdict::Revised })

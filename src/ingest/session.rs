@@ -22,6 +22,7 @@ use super::{
 use crate::{
     clock::SharedClock,
     globalsim::{budget::Class, budget::Gate, error::Error},
+    sabotage::{self, Bug},
 };
 
 /// Clocks of upstream's hosts may differ by this much from each other and from what orders the list.
@@ -272,7 +273,8 @@ impl Session {
     /// How deep a complete sweep must read.
     pub async fn depth(&self) -> Timestamp {
         let floor = self.position.get().await.floor;
-        let lateness = SignedDuration::try_from(self.lateness).unwrap_or(SignedDuration::MAX);
+        let lateness = if sabotage::on(Bug::SweepWithoutLateness) { Duration::ZERO } else { self.lateness };
+        let lateness = SignedDuration::try_from(lateness).unwrap_or(SignedDuration::MAX);
         floor.saturating_sub(lateness).and_then(|t| t.saturating_sub(SKEW)).unwrap_or(Timestamp::MIN)
     }
 }

@@ -22,7 +22,10 @@ use super::{
     status::Mode,
     upstream::{Item, Window},
 };
-use crate::globalsim::budget::Class;
+use crate::{
+    globalsim::budget::Class,
+    sabotage::{self, Bug},
+};
 
 /// Sweeps are at least and at most this far apart, but for alarms and holes.
 const PERIOD_MIN: Duration = Duration::from_secs(120);
@@ -121,7 +124,9 @@ fn period(session: &Session) -> Duration {
 }
 
 async fn raise(session: &Session, floor: Timestamp) -> Result<(), Halt> {
-    session.intake.settle().await?;
+    if !sabotage::on(Bug::FloorBeforeSettle) {
+        session.intake.settle().await?;
+    }
     session.position.raise_floor(floor).await;
     session.board.update(|status| status.last_sweep = Some(floor));
     Ok(())

@@ -27,7 +27,10 @@ use super::{
     walk::{Toward, Walker},
     windows::Windows,
 };
-use crate::globalsim::budget::Class;
+use crate::{
+    globalsim::budget::Class,
+    sabotage::{self, Bug},
+};
 
 /// Shortest and longest time between two polls.
 const INTERVAL_MIN: Duration = Duration::from_millis(250);
@@ -308,6 +311,7 @@ impl<'s> Tail<'s> {
             return;
         }
         match self.totals.check(window.start, total, session.intake.distinct()) {
+            _ if sabotage::on(Bug::IgnoreAlarm) => {}
             Verdict::Explained => {}
             Verdict::Missing(rows) => {
                 metrics::counter!(names::ALARMS).increment(1);

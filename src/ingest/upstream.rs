@@ -23,6 +23,7 @@ use crate::{
         error::{Error, Kind},
         wire::{BadRow, Page, Row},
     },
+    sabotage::{self, Bug},
 };
 
 /// A row, or what could not be read as one.
@@ -56,7 +57,10 @@ pub struct Window {
 impl Window {
     /// From a day on.
     pub fn since(day: Date) -> Self {
-        Self { start: Some(day), ..Self::default() }
+        let end = sabotage::on(Bug::TailNamesEnd)
+            .then_some(day)
+            .and_then(|day| day.tomorrow().ok()?.tomorrow().ok());
+        Self { start: Some(day), end, ..Self::default() }
     }
 }
 

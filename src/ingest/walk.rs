@@ -14,6 +14,7 @@ use std::collections::{HashMap, VecDeque};
 use jiff::Timestamp;
 
 use super::page::{ListPage, PAGE_ROWS, PageSource, Slot};
+use crate::sabotage::{self, Bug};
 
 /// Rows that two neighbouring pages share when nothing moved.
 pub const OVERLAP: i64 = 4;
@@ -235,7 +236,7 @@ impl<'s, S: PageSource> Walker<'s, S> {
             if self.ended {
                 return Ok(None);
             }
-            let target = if end_suspected {
+            let target = if end_suspected || sabotage::on(Bug::NoOverlap) {
                 self.edge + self.shift + 1
             } else {
                 self.anchor.min(self.edge - self.overlap + 1) + self.shift + self.drift + nudge
@@ -305,6 +306,10 @@ impl<'s, S: PageSource> Walker<'s, S> {
     fn shows_end(&self, page: &ListPage<S::Row>) -> bool {
         match self.toward {
             Toward::Start => page.offset == 0 && !page.slots.is_empty(),
+            Toward::End if sabotage::on(Bug::TrustTotal) => {
+                page.total.is_some_and(|total| page.end() >= total)
+            }
+            Toward::End if sabotage::on(Bug::ShortPageEnds) => (page.slots.len() as u64) < PAGE_ROWS,
             Toward::End => {
                 let full = page.slots.len() as u64 >= self.page_rows;
                 !full && !page.slots.is_empty() && page.total.is_some_and(|total| page.end() >= total)
@@ -329,6 +334,9 @@ impl<'s, S: PageSource> Walker<'s, S> {
             return Fit::Empty;
         }
         let join = rows.iter().rposition(|(_, slot)| slot.unique && self.seen.at.contains_key(&slot.key));
+        if join.is_none() && sabotage::on(Bug::NoOverlap) {
+            return Fit::Joins(self.accept(rows, None));
+        }
         let Some(join) = join else {
             return self.misfit(&rows);
         };
@@ -368,6 +376,7 @@ impl<'s, S: PageSource> Walker<'s, S> {
     /// further, gives the rows not read before.
     fn accept(&mut self, rows: Vec<(i64, Slot<S::Row>)>, join: Option<usize>) -> Vec<Slot<S::Row>> {
         let mut again = self.trailing.clone();
+        let last = self.times.map(|(_, last)| last).filter(|_| sabotage::on(Bug::LoseTies));
         let mut new = Vec::with_capacity(rows.len());
         for (i, (position, mut slot)) in rows.into_iter().enumerate() {
             let behind = join.is_some_and(|join| i <= join);
@@ -382,7 +391,7 @@ impl<'s, S: PageSource> Walker<'s, S> {
                     (self.anchor, self.edge) = (position, self.edge.max(position));
                     self.trailing.clear();
                 }
-                if !known {
+                if !known && (last.is_none() || slot.time != last) {
                     new.push(slot);
                 }
             } else if !behind && position > self.anchor {

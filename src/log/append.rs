@@ -12,7 +12,10 @@ use super::{
     record::{BODY_BYTES_MAX, Frame, Seed},
     state::Active,
 };
-use crate::event::StoredEvent;
+use crate::{
+    event::StoredEvent,
+    sabotage::{self, Bug},
+};
 
 /// What only the appending thread knows.
 #[derive(Debug, Default)]
@@ -130,8 +133,11 @@ impl Log {
             file.truncate(end)?;
         }
         writer.dirty = true;
-        file.write_at(&writer.buffer, end)?;
-        if let Err(error) = file.sync() {
+        if !sabotage::on(Bug::ShowBeforeWrite) {
+            file.write_at(&writer.buffer, end)?;
+        }
+        let synced = if sabotage::on(Bug::SkipSync) { Ok(()) } else { file.sync() };
+        if let Err(error) = synced {
             if !is_full(&error) {
                 let reason = format!("the disk did not confirm a write: {error}");
                 tracing::error!(%error, "the disk did not confirm a write; the log is read-only until a restart");
@@ -140,7 +146,6 @@ impl Log {
             return Err(error);
         }
         writer.dirty = false;
-        writer.buffer.clear();
         let Piece { indexed, events } = piece;
         let indexed = indexed.into_iter().map(|one| one.moved(end)).collect();
         let last_seq = events.last().map(StoredEvent::seq);
@@ -148,6 +153,10 @@ impl Log {
         if let Some(last_seq) = last_seq {
             self.edge.send_replace(last_seq);
         }
+        if sabotage::on(Bug::ShowBeforeWrite) {
+            file.write_at(&writer.buffer, end)?;
+        }
+        writer.buffer.clear();
         Ok(())
     }
 

@@ -23,6 +23,7 @@ use super::{
     },
     state::{Active, State},
 };
+use crate::sabotage::{self, Bug};
 
 const META: &str = "meta";
 const META_MAGIC: [u8; 8] = *b"scastmet";
@@ -262,11 +263,13 @@ pub(crate) fn scan(
     let mut before = base_seq.saturating_sub(1);
     let mut at = FILE_HEADER_BYTES as usize;
     let mut whole = true;
+    let cut_one_too_many = sabotage::on(Bug::CutOneTooMany);
     while at < bytes.len() {
         let frame = Frame::decode(seed, &bytes[at..])
             .and_then(|frame| frame.keys().map(|keys| (frame, keys)))
             .ok()
-            .filter(|(frame, _)| frame.seq > before && last_seq.is_none_or(|last| frame.seq <= last));
+            .filter(|(frame, _)| frame.seq > before && last_seq.is_none_or(|last| frame.seq <= last))
+            .filter(|(frame, _)| last_seq.is_some() || !cut_one_too_many || at + frame.bytes() < bytes.len());
         let Some((frame, keys)) = frame else {
             whole = false;
             let Some(next) = next_frame(seed, &bytes, at + 1) else { break };

@@ -6,8 +6,9 @@ use std::{
 };
 
 /// The modules, each of which may use those before it and itself.
-const LAYERS: [&str; 15] = [
+const LAYERS: [&str; 16] = [
     "proto",
+    "sabotage",
     "clock",
     "event",
     "log",

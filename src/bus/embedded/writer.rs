@@ -17,6 +17,7 @@ use crate::{
     clock::SharedClock,
     event::{SealError, Sealed, identity::id_hash},
     log::{BODY_BYTES_MAX, Entry, Log},
+    sabotage::{self, Bug},
 };
 
 /// Batches that may wait; a caller beyond that waits outside.
@@ -178,7 +179,8 @@ impl State {
     /// The wall clock in whole milliseconds, never before the newest event.
     fn stamp(&mut self) -> Timestamp {
         let now = Timestamp::from_millisecond(self.clock.now().as_millisecond());
-        self.newest = now.unwrap_or(self.newest).max(self.newest);
+        let least = if sabotage::on(Bug::StampBackwards) { Timestamp::MIN } else { self.newest };
+        self.newest = now.unwrap_or(self.newest).max(least);
         self.newest
     }
 

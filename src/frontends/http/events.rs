@@ -19,6 +19,7 @@ use crate::{
     event::{Cursor, Filter, FilterLimits, OnExpired, Predicate, Start, filter::KNOWN_TYPES},
     frontends::{ApiError, Code, Context, Limits, params::Params},
     hub::{self, Encoding, History, HistoryQuery, HistoryStart, Order},
+    sabotage::{self, Bug},
 };
 
 /// Events of one page unless `limit` says otherwise.
@@ -60,7 +61,8 @@ impl InFlight {
 
     /// The same bytes, counted until the last of them has been written or dropped.
     fn hold(&self, bytes: Bytes) -> Result<Bytes, ApiError> {
-        let size = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+        let counted = if sabotage::on(Bug::UnboundedPages) { 0 } else { bytes.len() };
+        let size = u32::try_from(counted).unwrap_or(u32::MAX);
         let room = Arc::clone(&self.0).try_acquire_many_owned(size).map_err(|_| {
             ApiError::new(Code::RateLimited, "too many pages are on their way to slow clients")
                 .hint("ask for a smaller limit, or again later")
@@ -182,7 +184,11 @@ fn parse(
     };
     let query = HistoryQuery {
         encoding: Encoding::WebSocket,
-        predicate: principal.predicate(filter)?,
+        predicate: if sabotage::on(Bug::HistoryIgnoresScope) {
+            filter.into()
+        } else {
+            principal.predicate(filter)?
+        },
         policy: principal.policy.clone(),
         position,
         since,

@@ -1,6 +1,6 @@
 //! The slots: free, taken by a request on its way, or held for a while after its answer.
 
-use std::{collections::VecDeque, io};
+use std::{collections::VecDeque, io, time::Duration};
 
 use tokio::time::Instant;
 
@@ -8,6 +8,7 @@ use super::{
     Class, HOLD,
     journal::{Found, Journal},
 };
+use crate::sabotage::{self, Bug};
 
 #[derive(Debug)]
 pub(super) struct Table {
@@ -59,7 +60,9 @@ impl Table {
     /// Takes a slot, noting it in the journal first.
     pub fn take(&mut self, class: Option<Class>) -> io::Result<u32> {
         let index = self.free.last().copied().unwrap_or(self.owner.len() as u32);
-        if let Some(journal) = &mut self.journal {
+        if let Some(journal) = &mut self.journal
+            && !sabotage::on(Bug::JournalAfterAnswer)
+        {
             journal.taken(index, class)?;
         }
         if self.free.pop().is_none() {
@@ -71,7 +74,8 @@ impl Table {
 
     /// The request of this slot is over: the slot is held from now.
     pub fn answered(&mut self, index: u32, now: Instant) -> io::Result<()> {
-        self.held.push_back((now + HOLD, index));
+        let hold = if sabotage::on(Bug::FreeAtAnswer) { Duration::ZERO } else { HOLD };
+        self.held.push_back((now + hold, index));
         let class = self.owner[index as usize];
         self.journal.as_mut().map_or(Ok(()), |journal| journal.answered(index, class))
     }

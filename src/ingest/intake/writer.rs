@@ -23,6 +23,7 @@ use crate::{
         names,
         upstream::Upstream,
     },
+    sabotage::{self, Bug},
 };
 
 /// First and longest pause before a batch that could not be appended is tried again.
@@ -177,6 +178,9 @@ impl Writer {
                 }
                 Err(AppendError::BadEvent { index, source }) if index < events.len() => {
                     let bad = events.remove(index);
+                    if sabotage::on(Bug::BadEventTakesBatch) {
+                        events.clear();
+                    }
                     metrics::counter!(names::QUARANTINED, "what" => "event").increment(1);
                     self.board.update(|status| status.quarantined += 1);
                     tracing::error!(id = %bad.event.id, reason = %source, "an event can't be stored");

@@ -151,6 +151,26 @@ async fn a_log_that_is_away_is_waited_for_and_nothing_is_claimed_meanwhile() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_sweep_moves_no_floor_over_rows_that_are_not_durable() {
+    let (mut rig, bus) = rig().await;
+    rig.budget = 120;
+    let mut run = rig.run_on(bus.clone());
+    backfilled(&mut run).await;
+    rig.settled().await;
+    bus.go_away(true);
+    rig.sim.inject_burst(150);
+    let visible_at = rig.clock.now();
+    // Sweeps are ten minutes apart at most.
+    tokio::time::sleep(std::time::Duration::from_secs(700)).await;
+    let claimed = run.status.borrow().clone();
+    assert!(claimed.floor.is_some_and(|floor| floor < visible_at), "{claimed:?}");
+    bus.go_away(false);
+    rig.settled().await;
+    run.until("the floor moves", |status| status.floor.is_some_and(|floor| floor > visible_at)).await;
+    run.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_stop_while_the_log_is_away_is_obeyed_and_the_next_run_reads_again() {
     let (rig, bus) = rig().await;
     let mut run = rig.run_on(bus.clone());

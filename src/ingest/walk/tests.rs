@@ -297,3 +297,42 @@ fn a_source_that_ignores_the_offset_is_noticed() {
     });
     assert!(matches!(result, Err(WalkError::Lost)), "{result:?}");
 }
+
+/// All rows from the head down.
+async fn walk_down<S: PageSource<Row = (), Error = ()>>(source: &S) -> BTreeSet<u64> {
+    let (mut walker, rows) = Walker::start(source, Toward::End, source.fetch(0).await.unwrap());
+    let mut keys: BTreeSet<u64> = rows.iter().map(|slot| slot.key).collect();
+    while let Some(rows) = walker.next().await.unwrap() {
+        keys.extend(rows.iter().map(|slot| slot.key));
+    }
+    keys
+}
+
+const STILL: Churn = Churn { heads: 0..=0, late: 0, deletes: 0 };
+
+#[test]
+fn equal_times_at_the_edge_of_a_page_are_all_read() {
+    for at_once in [2, 7, 300] {
+        let list = List::new(Order::NewestFirst, 960, 1, STILL);
+        for (time, _) in &mut list.state.lock().rows {
+            *time /= at_once;
+        }
+        assert_eq!(now(walk_down(&list)), list.keys(), "{at_once} rows a second");
+    }
+}
+
+#[test]
+fn a_total_that_is_too_small_ends_no_walk() {
+    struct Counts(List, u64);
+    impl PageSource for Counts {
+        type Row = ();
+        type Error = ();
+        async fn fetch(&self, offset: u64) -> Result<ListPage<()>, ()> {
+            Ok(ListPage { total: Some(self.1), ..self.0.page(offset) })
+        }
+    }
+    for total in [0, 100, 150, 955] {
+        let list = Counts(List::new(Order::NewestFirst, 960, 1, STILL), total);
+        assert_eq!(now(walk_down(&list)), list.0.keys(), "total {total}");
+    }
+}
