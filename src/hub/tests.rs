@@ -11,7 +11,6 @@ use crate::{
     log::Entry,
 };
 
-mod disk;
 mod holes;
 
 const TYPES: [&str; 3] = ["connection", "disconnection", "network_change"];

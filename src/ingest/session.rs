@@ -81,6 +81,8 @@ pub struct Session {
     lost: Mutex<u32>,
     /// Something may lie deeper than the tail reads: sweep now.
     pub sweep_now: Notify,
+    /// How long it took to read the window of a list without order wholly, when that was last done.
+    pass: Mutex<Option<Duration>>,
     /// What may hold rows that nobody has read.
     pub holes: Holes,
     /// Until the first complete sweep of a first start: rows older than this are backfill, whoever finds them.
@@ -126,6 +128,7 @@ impl Session {
             findings: Mutex::new(findings),
             lost: Mutex::new(0),
             sweep_now: Notify::new(),
+            pass: Mutex::default(),
             holes: Holes::default(),
             past: Mutex::default(),
             resumed: Mutex::default(),
@@ -208,6 +211,7 @@ impl Session {
             self.show_backlog(None);
         }
         let usage = self.gate.usage();
+        self.board.update(|status| status.pass_s = self.last_pass().map(|took| took.as_secs_f64()));
         let classes: serde_json::Map<_, _> = Class::ALL
             .iter()
             .zip(usage.used.iter().zip(usage.waiting))
@@ -223,6 +227,16 @@ impl Session {
             "classes": classes,
         });
         self.board.update(|status| status.budget = budget);
+    }
+
+    /// The window of a list without order was read wholly, which took so long.
+    pub fn note_pass(&self, took: Duration) {
+        *self.pass.lock() = Some(took);
+    }
+
+    /// How long that took the last time: a row may be read so much later than it becomes visible.
+    pub fn last_pass(&self) -> Option<Duration> {
+        *self.pass.lock()
     }
 
     /// A walk could not be followed to its end.

@@ -100,30 +100,6 @@ impl BackfillState {
     }
 }
 
-/// What became of events that the disk lost.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Repair {
-    /// Positions of the log that can't be read.
-    pub damaged: u64,
-    /// Those of them that are still to be read again from upstream.
-    pub pending: u64,
-    /// Events that came back, since the log was made.
-    pub repaired: u64,
-    /// Events that upstream no longer had, announced as gaps, since the log was made.
-    pub lost: u64,
-}
-
-impl Repair {
-    fn to_json(self) -> Value {
-        json!({
-            "damaged": self.damaged,
-            "pending": self.pending,
-            "repaired": self.repaired,
-            "lost": self.lost,
-        })
-    }
-}
-
 /// What is known of one UTC day's completeness.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum DayState {
@@ -160,6 +136,8 @@ pub struct Status {
     pub backlog_rows: Option<u64>,
     /// Seconds until they are read, at the pace so far; None where there is no backlog or no pace yet.
     pub drain_eta_s: Option<f64>,
+    /// Seconds that reading the window of a list without order takes, when it is read wholly; None in other modes.
+    pub pass_s: Option<f64>,
     /// When a request last succeeded.
     pub last_success: Option<Timestamp>,
     /// What upstream said or what is wrong, for the operator; None while all is well.
@@ -186,8 +164,6 @@ pub struct Status {
     pub late_found: u64,
     /// State of the backfill.
     pub backfill: BackfillState,
-    /// Damage of the log and its repair.
-    pub repair: Repair,
     /// What the probe found, with what later pages contradicted.
     pub probe: Value,
     /// Budget use by class.
@@ -208,6 +184,7 @@ impl Status {
             "lag_seconds": lag,
             "backlog_rows": self.backlog_rows,
             "drain_eta_seconds": self.drain_eta_s.map(|eta| (eta * 10.0).round() / 10.0),
+            "pass_seconds": self.pass_s.map(|took| (took * 10.0).round() / 10.0),
             "last_success": self.last_success.map(|t| t.to_string()),
             "message": self.message,
             "mode": self.mode.as_str(),
@@ -221,7 +198,6 @@ impl Status {
             "conflicts": self.conflicts,
             "late_found": self.late_found,
             "backfill": self.backfill.to_json(),
-            "repair": self.repair.to_json(),
             "probe": self.probe,
             "budget": self.budget,
             "completeness": days,

@@ -382,7 +382,11 @@ impl<'s> Tail<'s> {
             let mark = session.holes.mark();
             let asked_at = session.clock.now();
             let window = Window::since(session.window_day());
-            let complete = windows.read(session, Class::Tail, window, Via::Tail, session.past()).await?;
+            let mut complete = windows.read(session, Class::Tail, window, Via::Tail, session.past()).await?;
+            if everything {
+                complete &= windows.read_undated(session, session.past()).await?;
+                session.note_pass(began.elapsed());
+            }
             if complete {
                 // Nobody knows where a list without order ends: the gap reaches up to now.
                 sweep::check_for_gap(session, asked_at).await?;

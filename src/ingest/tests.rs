@@ -3,9 +3,9 @@
 mod edges;
 mod overload;
 mod provenance;
-mod repair;
 mod rig;
 mod store;
+mod unsorted;
 
 use rig::{Rig, quiet};
 

@@ -42,7 +42,7 @@ const LOG_EVERY: Duration = Duration::from_secs(60);
 const REFUSED_PAUSE: Duration = Duration::from_secs(60);
 
 /// A part of the account-wide list.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct Window {
     /// First day.
     pub start: Option<Date>,

@@ -197,9 +197,7 @@ impl Segments<'_> {
     }
 
     fn create_active(&self, base_seq: u64) -> io::Result<Active> {
-        let active = Active::create(self.disk, self.incarnation, base_seq)?;
-        active.confirm(self.disk)?;
-        Ok(active)
+        Active::create(self.disk, self.incarnation, base_seq)
     }
 
     fn open_file(&self, base_seq: u64) -> io::Result<Arc<dyn DiskFile>> {

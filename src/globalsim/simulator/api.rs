@@ -45,7 +45,7 @@ async fn account_activity(State(shared): State<Arc<Shared>>, uri: Uri) -> Answer
         let params = Params::parse(&uri, &lists)?;
         world.between_pages(now);
         let window = world.window(&params);
-        let page = account_page(&world, &params, window, &lists);
+        let page = account_page(&mut world, &params, window, &lists);
         let views: Vec<AccountView> = page.rows.iter().map(|row| view(&world, &lists, row)).collect();
         (page, views, params, lists)
     };
@@ -63,7 +63,8 @@ async fn account_activity(State(shared): State<Arc<Shared>>, uri: Uri) -> Answer
     Ok(list(json, page))
 }
 
-fn account_page(world: &World, params: &Params, window: (usize, usize), lists: &Lists) -> Page {
+fn account_page(world: &mut World, params: &Params, window: (usize, usize), lists: &Lists) -> Page {
+    let linked;
     let mut filter = Filter {
         iccid: params.iccid.as_deref(),
         device_id: params.device_id.as_deref(),
@@ -73,8 +74,8 @@ fn account_page(world: &World, params: &Params, window: (usize, usize), lists: &
     };
     if let Some(device) = filter.device_id.take_if(|_| lists.joined_at_read) {
         let fleet = world.fleet();
-        let linked = fleet.by_device(device).map(|at| &*fleet.get(at).iccid);
-        match linked {
+        linked = fleet.by_device(device).map(|at| fleet.get(at).iccid.clone());
+        match linked.as_deref() {
             Some(iccid) if filter.iccid.is_none_or(|asked| asked == iccid) => filter.iccid = Some(iccid),
             _ => return Page::default(),
         }

@@ -107,6 +107,8 @@ pub struct Lists {
     pub page_cap: Option<usize>,
     /// Every offset answers the first page.
     pub offset_ignored: bool,
+    /// Each request sees the account-wide list in another order: rows have no places at all.
+    pub reshuffle: bool,
     /// Probability that a page holds fewer rows than were asked for and are there, perhaps none.
     pub short_page: f64,
     /// Delay for each 1,000 rows of offset in the account-wide list, in milliseconds: deep pages are slow.

@@ -307,8 +307,14 @@ impl World {
     }
 
     /// A page of the account-wide list.
-    pub(super) fn account_page(&self, filter: &Filter<'_>, window: (usize, usize)) -> Page {
-        self.visible.page(filter, self.faults.order, window)
+    pub(super) fn account_page(&mut self, filter: &Filter<'_>, window: (usize, usize)) -> Page {
+        if !self.faults.lists.reshuffle {
+            return self.visible.page(filter, self.faults.order, window);
+        }
+        let mut page = self.visible.page(filter, self.faults.order, (0, usize::MAX));
+        self.chance.shuffle(&mut page.rows);
+        page.rows = page.rows.into_iter().skip(window.0).take(window.1).collect();
+        page
     }
 
     /// A page of one SIM's list.

@@ -244,6 +244,7 @@ fn stream() -> Value {
             ("lag_seconds", nullable("number")),
             ("backlog_rows", nullable("integer")),
             ("drain_eta_seconds", nullable("number")),
+            ("pass_seconds", nullable("number")),
             ("message", nullable("string")),
             ("partial", json!({"type": "integer"})),
             ("probe", json!({})),
@@ -255,13 +256,6 @@ fn stream() -> Value {
     object(
         &[
             ("events", described(json!({"type": "integer"}), "Events kept.")),
-            (
-                "damaged",
-                described(
-                    json!({"type": "integer"}),
-                    "Positions of the log that can't be read; told as gaps.",
-                ),
-            ),
             ("oldest_cursor", described(cursor(), "Reading after it gives the oldest event.")),
             ("oldest_time", nullable_time()),
             ("newest_cursor", described(cursor(), "The live edge.")),
