@@ -22,6 +22,7 @@ mod names;
 mod page;
 mod position;
 mod probe;
+mod repair;
 mod seek;
 mod session;
 pub mod status;
@@ -276,6 +277,7 @@ impl Ingest {
             }
             Ok(())
         });
+        let newest_before = self.bus.log().bounds().last_seq;
         let backfill_before = position.backfill.as_ref().filter(|_| first_start).map(|b| b.until);
         let store = PositionStore::new(Arc::clone(&self.bus), Arc::clone(&self.board), position);
         store.write_first().await;
@@ -309,6 +311,7 @@ impl Ingest {
             halt = catchup::run(&session) => halt,
             halt = sweep::run(&session) => halt,
             halt = backfill => halt,
+            halt = repair::run(&session, &self.bus, newest_before) => halt,
         };
         debug_assert!(matches!(halt, Halt::Stopped(_)), "readers go on after anything else");
         if stopping.is_cancelled() {

@@ -345,4 +345,31 @@ impl Log {
 }
 
 #[cfg(test)]
+pub(crate) mod testing {
+    //! A log on a disk that fails on command, for tests of what is built on it.
+
+    use super::*;
+
+    pub(crate) use super::disk::MemoryDisk;
+
+    pub(crate) fn open_on(disk: &Arc<MemoryDisk>, options: Options) -> Arc<Log> {
+        match Log::open_on(Arc::clone(disk) as Arc<dyn Disk>, options) {
+            Ok(log) => Arc::new(log),
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    /// Changes a bit in the body of a stored event where it lies on the disk, found by a text that only it holds.
+    pub(crate) fn damage(disk: &MemoryDisk, text: &str) {
+        for (name, bytes) in disk.contents().into_iter().filter(|(name, _)| name.ends_with(".seg")) {
+            if let Some(at) = bytes.windows(text.len()).position(|window| window == text.as_bytes()) {
+                disk.flip(&name, at, 1);
+                return;
+            }
+        }
+        panic!("no event holds {text}");
+    }
+}
+
+#[cfg(test)]
 mod tests;

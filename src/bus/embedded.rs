@@ -135,6 +135,17 @@ impl Embedded {
             reason: error.to_string(),
         })?;
         let log = Arc::new(open_log(&config)?);
+        Self::start(config, clock, lock, kv, log)
+    }
+
+    fn start(
+        config: Config,
+        clock: SharedClock,
+        lock: Option<File>,
+        kv: Kv,
+        log: Arc<Log>,
+    ) -> Result<Arc<Self>, OpenError> {
+        let kv_path = config.path.as_deref().map(|path| path.join("state.redb"));
         if let Some(path) = &config.path {
             // What was created in it must still be there after a loss of power: a fence is never given twice.
             File::open(path)
@@ -154,6 +165,7 @@ impl Embedded {
             clock,
             late_after: config.late_after,
             newest,
+            cared_at: Timestamp::MIN,
             caretaker: caretaker.requests,
             fences: fences.into_iter().collect(),
         });
@@ -180,6 +192,12 @@ impl Embedded {
             Ok(bus) => bus,
             Err(error) => panic!("a bus in memory needs nothing but a thread: {error}"),
         }
+    }
+
+    /// A bus on a log of the test's own, with everything else in memory.
+    #[cfg(test)]
+    pub(crate) fn on_log(log: Arc<Log>, clock: SharedClock) -> Arc<Self> {
+        Self::start(Config::default(), clock, None, Kv::open(None).unwrap(), log).unwrap()
     }
 
     /// Runs a key-value call off the async threads.

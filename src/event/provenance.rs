@@ -17,11 +17,14 @@ pub enum Via {
     Backfill = 4,
     /// A row that was completed later.
     Details = 5,
+    /// A row that the log had lost.
+    Repair = 6,
 }
 
 impl Via {
     /// Every reader.
-    pub const ALL: [Self; 5] = [Self::Tail, Self::CatchUp, Self::Sweep, Self::Backfill, Self::Details];
+    pub const ALL: [Self; 6] =
+        [Self::Tail, Self::CatchUp, Self::Sweep, Self::Backfill, Self::Details, Self::Repair];
 
     /// As a metric label, and as clients see it.
     pub const fn as_str(self) -> &'static str {
@@ -31,6 +34,7 @@ impl Via {
             Self::Sweep => "sweep",
             Self::Backfill => "backfill",
             Self::Details => "details",
+            Self::Repair => "repair",
         }
     }
 

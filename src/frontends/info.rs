@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::Context;
+use crate::log::Damage;
 
 /// The stream: what is kept, how current it is, what an acknowledgement means, the limits. Cursors are text; the
 /// incarnation is hex, since JSON numbers do not hold 64 bits everywhere. May read the disk.
@@ -11,8 +12,10 @@ pub fn stream(context: &Context) -> Value {
     let (oldest, newest) = context.hub.range();
     let health = context.bus.health();
     let upstream = context.status.borrow().to_json(context.clock.now());
+    let damaged: u64 = context.hub.log().damage().borrow().iter().map(Damage::positions).sum();
     json!({
         "events": bounds.events,
+        "damaged": damaged,
         "oldest_cursor": oldest.to_string(),
         "oldest_time": bounds.first_time.map(|time| time.to_string()),
         "newest_cursor": newest.to_string(),

@@ -11,6 +11,7 @@ use crate::{
     log::Entry,
 };
 
+mod disk;
 mod holes;
 
 const TYPES: [&str; 3] = ["connection", "disconnection", "network_change"];

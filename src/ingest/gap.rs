@@ -19,7 +19,7 @@ use crate::{
     bus::{Bus, NewEvent},
     event::{Event, Gap, GapReason, Predicate, identity::FieldHasher},
     globalsim::budget::Class,
-    log::{Direction, ReadRequest},
+    log::{Damage, Direction, ReadRequest},
     sabotage::{self, Bug},
 };
 
@@ -99,19 +99,48 @@ pub async fn announce_too_old(session: &Session, from: Timestamp, to: Timestamp)
     append(session, from, to, Some("too old")).await
 }
 
-async fn append(session: &Session, from: Timestamp, to: Timestamp, why: Option<&str>) -> Result<(), Halt> {
-    if sabotage::on(Bug::ForgetGap) {
-        return Ok(());
-    }
-    metrics::counter!(names::GAPS).increment(1);
-    let gap = Gap {
+/// The same for events that were damaged in the log, and that upstream no longer has: `lost` of those that lay at
+/// these positions.
+///
+/// # Errors
+/// [`Halt`].
+pub async fn announce_corruption(
+    session: &Session,
+    (from, to): (Timestamp, Timestamp),
+    lost: u64,
+    damage: &[Damage],
+) -> Result<(), Halt> {
+    tracing::error!(%from, %to, lost, "events were damaged in the log and upstream no longer has them");
+    let places: String = damage.iter().map(|one| format!("{}-{} ", one.first_seq, one.last_seq)).collect();
+    let gap = Gap { lost: Some(lost), reason: GapReason::Corruption, ..between(from, to) };
+    append_gap(session, gap, (from, to), Some(&places)).await
+}
+
+fn between(from: Timestamp, to: Timestamp) -> Gap {
+    Gap {
         from: None,
         to: None,
         from_time: Some(from),
         to_time: Some(to),
         lost: None,
         reason: GapReason::Upstream,
-    };
+    }
+}
+
+async fn append(session: &Session, from: Timestamp, to: Timestamp, why: Option<&str>) -> Result<(), Halt> {
+    append_gap(session, between(from, to), (from, to), why).await
+}
+
+async fn append_gap(
+    session: &Session,
+    gap: Gap,
+    (from, to): (Timestamp, Timestamp),
+    why: Option<&str>,
+) -> Result<(), Halt> {
+    if sabotage::on(Bug::ForgetGap) {
+        return Ok(());
+    }
+    metrics::counter!(names::GAPS).increment(1);
     let mut hasher = FieldHasher::new("gap");
     hasher.field(Some(&from.to_string()));
     if why.is_some() {

@@ -8,6 +8,7 @@
 mod writer;
 
 use std::{
+    collections::HashSet,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -18,7 +19,7 @@ use std::{
 use jiff::{SignedDuration, Timestamp};
 use parking_lot::Mutex;
 use tokio::{
-    sync::{Mutex as AsyncMutex, mpsc, oneshot},
+    sync::{Mutex as AsyncMutex, mpsc, oneshot, watch},
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
@@ -40,7 +41,8 @@ use super::{
 use crate::{
     bus::{AppendError, Bus, Fence, NewEvent},
     clock::SharedClock,
-    event::{Flag, Flags},
+    event::{Flag, Flags, identity::id_hash},
+    log::Damage,
     sabotage::{self, Bug},
 };
 
@@ -89,6 +91,7 @@ pub struct Intake {
 struct State {
     known: Known,
     bad_rows: RecentKeys,
+    lost: LostIds,
 }
 
 /// How rows become events.
@@ -138,6 +141,7 @@ impl Intake {
             state: AsyncMutex::new(State {
                 known: Known::new(Arc::clone(bus.log())),
                 bad_rows: RecentKeys::default(),
+                lost: LostIds { damage: bus.log().damage(), of: Arc::default(), ids: HashSet::new() },
             }),
             queue,
             details: (config.details != DetailsMode::Off).then_some(details),
@@ -184,7 +188,7 @@ impl Intake {
                 Judged::Known => taken.known += 1,
             }
         }
-        if via != Via::Backfill {
+        if !matches!(via, Via::Backfill | Via::Repair) {
             self.distinct.fetch_add(taken.new, Ordering::Relaxed);
         }
         while !fresh.is_empty() {
@@ -203,6 +207,23 @@ impl Intake {
         let (done, settled) = oneshot::channel();
         self.queue.send(Work::Settle(done)).await.map_err(|_| Stopped)?;
         settled.await.map_err(|_| Stopped)
+    }
+
+    /// Forgets which rows were seen lately, once they are durable: the log has lost some of them and knows better.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn forget_recent(&self) -> Result<(), Stopped> {
+        let mut state = self.state.lock().await;
+        self.settle().await?;
+        state.known.forget_recent();
+        Ok(())
+    }
+
+    /// Rows of before this are not taken.
+    pub fn oldest_taken(&self) -> Timestamp {
+        let Limits { origin, ids_kept } = self.limits;
+        self.clock.now().saturating_sub(ids_kept).unwrap_or(Timestamp::MIN).max(origin)
     }
 
     /// Appends one of the gateway's own events.
@@ -278,16 +299,21 @@ impl Intake {
             flags.insert(Flag::Conflict);
         }
         let time = row.event.time;
+        let repaired = state.lost.has(&id, via, time);
+        if repaired {
+            flags.insert(Flag::Repaired);
+        }
         let backfill_before =
             backfill_before.map(|edge| if sabotage::on(Bug::BackfillEdge) { read_at } else { edge });
         if backfill_before.is_some_and(|edge| time.is_none_or(|time| time < edge)) {
             flags.insert(Flag::Backfill);
         } else if let Some(time) = time
             && matches!(via, Via::Tail | Via::Sweep)
+            && !repaired
         {
             self.lateness.lock().observe(read_at, time);
         }
-        if via == Via::Sweep {
+        if via == Via::Sweep && !repaired {
             self.board.update(|status| status.late_found += 1);
         }
         Judged::New(Box::new(Pending {
@@ -302,9 +328,7 @@ impl Intake {
 
     /// Older than what was asked for, or than ids are remembered.
     fn is_too_old(&self, time: Timestamp) -> bool {
-        let limits = self.limits;
-        let edge = self.clock.now().saturating_sub(limits.ids_kept).unwrap_or(Timestamp::MIN);
-        let old = time < limits.origin.max(edge);
+        let old = time < self.oldest_taken();
         if old {
             metrics::counter!(names::TOO_OLD).increment(1);
         }
@@ -348,10 +372,38 @@ enum Judged {
     Bad,
 }
 
+/// What the log lost to damage, to recognise it when upstream shows it again.
+#[derive(Debug)]
+struct LostIds {
+    damage: watch::Receiver<Arc<Vec<Damage>>>,
+    /// What `ids` was made of.
+    of: Arc<Vec<Damage>>,
+    ids: HashSet<u128>,
+}
+
+impl LostIds {
+    /// Whether a row that the log does not know is one that it had: by its id, or where ids were lost too, by its
+    /// time and by who found it.
+    fn has(&mut self, id: &str, via: Via, time: Option<Timestamp>) -> bool {
+        let now = Arc::clone(&self.damage.borrow());
+        if now.is_empty() {
+            return false;
+        }
+        if !Arc::ptr_eq(&now, &self.of) {
+            self.ids = now.iter().flat_map(|one| one.records.iter().map(|record| record.id)).collect();
+            self.of = now;
+        }
+        let within = |one: &Damage| {
+            one.records.is_empty() && time.is_some_and(|time| one.times.0 <= time && time <= one.times.1)
+        };
+        self.ids.contains(&id_hash(id)) || (via == Via::Repair && self.of.iter().any(within))
+    }
+}
+
 /// Keys of rows that can't be read, so that each is counted once.
 #[derive(Debug, Default)]
 struct RecentKeys {
-    keys: std::collections::HashSet<u64>,
+    keys: HashSet<u64>,
     order: std::collections::VecDeque<u64>,
 }
 

@@ -64,6 +64,12 @@ impl Known {
         self.judge_id(conflict, seen, true).unwrap_or(Verdict::Known)
     }
 
+    /// Forgets what is held in front of the log. Everything judged before must be in the log.
+    pub fn forget_recent(&mut self) {
+        self.recent.clear();
+        self.order.clear();
+    }
+
     /// None where the id belongs to another identity.
     fn judge_id(&mut self, id: String, seen: Seen, conflict: bool) -> Option<Verdict> {
         let hash = id_hash(&id);

@@ -5,7 +5,7 @@
 pub const REQUESTS: &str = "simcast_upstream_requests_total";
 /// Seconds until the whole answer was there, without the wait for a slot; label `class`.
 pub const REQUEST_SECONDS: &str = "simcast_upstream_request_seconds";
-/// Events appended; label `via` (`tail`, `catch_up`, `sweep`, `backfill`, `details`).
+/// Events appended; label `via` (`tail`, `catch_up`, `sweep`, `backfill`, `details`, `repair`).
 pub const EVENTS: &str = "simcast_ingest_events_total";
 /// Events appended with a flag; label `flag`.
 pub const FLAGGED: &str = "simcast_ingest_flagged_total";
@@ -33,7 +33,7 @@ pub const SWEEPS: &str = "simcast_ingest_sweeps_total";
 pub const HOLES: &str = "simcast_ingest_tail_holes_total";
 /// Rises of upstream's total that the tail's rows did not explain.
 pub const ALARMS: &str = "simcast_ingest_total_alarms_total";
-/// Stretches that upstream forgot before they were read.
+/// Stretches that upstream forgot before they were read, or read again after the log lost them.
 pub const GAPS: &str = "simcast_ingest_gaps_total";
 /// Walks that could not be finished because the list changed too fast or paging is not honoured.
 pub const LOST_WALKS: &str = "simcast_ingest_lost_walks_total";

@@ -100,6 +100,30 @@ impl BackfillState {
     }
 }
 
+/// What became of events that the disk lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Repair {
+    /// Positions of the log that can't be read.
+    pub damaged: u64,
+    /// Those of them that are still to be read again from upstream.
+    pub pending: u64,
+    /// Events that came back, since the log was made.
+    pub repaired: u64,
+    /// Events that upstream no longer had, announced as gaps, since the log was made.
+    pub lost: u64,
+}
+
+impl Repair {
+    fn to_json(self) -> Value {
+        json!({
+            "damaged": self.damaged,
+            "pending": self.pending,
+            "repaired": self.repaired,
+            "lost": self.lost,
+        })
+    }
+}
+
 /// What is known of one UTC day's completeness.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum DayState {
@@ -164,6 +188,8 @@ pub struct Status {
     pub late_found: u64,
     /// State of the backfill.
     pub backfill: BackfillState,
+    /// Damage of the log and its repair.
+    pub repair: Repair,
     /// What the probe found, with what later pages contradicted.
     pub probe: Value,
     /// Budget use by class.
@@ -198,6 +224,7 @@ impl Status {
             "conflicts": self.conflicts,
             "late_found": self.late_found,
             "backfill": self.backfill.to_json(),
+            "repair": self.repair.to_json(),
             "probe": self.probe,
             "budget": self.budget,
             "completeness": days,

@@ -3,6 +3,7 @@
 mod edges;
 mod overload;
 mod provenance;
+mod repair;
 mod rig;
 mod store;
 mod unsorted;

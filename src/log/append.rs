@@ -42,6 +42,16 @@ impl Writer {
         self.stopped.clone().map(io::Error::other)
     }
 
+    /// A sync failed: unless for lack of space that is final.
+    fn unconfirmed(&mut self, error: io::Error) -> io::Error {
+        if !is_full(&error) {
+            let reason = format!("the disk did not confirm a write: {error}");
+            tracing::error!(%error, "the disk did not confirm a write; the log is read-only until a restart");
+            self.stopped = Some(Stopped::Failed(reason));
+        }
+        error
+    }
+
     /// The active segment is a new one.
     pub(crate) fn begun_segment(&mut self) {
         self.dirty = false;
@@ -113,6 +123,13 @@ impl Log {
         self.write(writer, piece)
     }
 
+    /// Creates the segment that begins at a position, durably.
+    pub(crate) fn next_segment(&self, writer: &mut Writer, base_seq: u64) -> io::Result<Active> {
+        let next = Active::create(&*self.disk, self.incarnation, base_seq)?;
+        next.confirm(&*self.disk).map_err(|error| writer.unconfirmed(error))?;
+        Ok(next)
+    }
+
     /// Writes the buffer durably, then publishes its records.
     fn write(&self, writer: &mut Writer, piece: Piece) -> io::Result<()> {
         if piece.events.is_empty() {
@@ -123,7 +140,7 @@ impl Log {
             (active.index.end, active.index.records.is_empty(), active.last_seq)
         };
         if !empty && end + writer.buffer.len() as u64 > self.options.segment_bytes {
-            let next = Active::create(&*self.disk, self.incarnation, last_seq + 1)?;
+            let next = self.next_segment(writer, last_seq + 1)?;
             end = next.index.end;
             self.state.write().roll(next, self.incarnation);
             writer.begun_segment();
@@ -137,14 +154,7 @@ impl Log {
             file.write_at(&writer.buffer, end)?;
         }
         let synced = if sabotage::on(Bug::SkipSync) { Ok(()) } else { file.sync() };
-        if let Err(error) = synced {
-            if !is_full(&error) {
-                let reason = format!("the disk did not confirm a write: {error}");
-                tracing::error!(%error, "the disk did not confirm a write; the log is read-only until a restart");
-                writer.stopped = Some(Stopped::Failed(reason));
-            }
-            return Err(error);
-        }
+        synced.map_err(|error| writer.unconfirmed(error))?;
         writer.dirty = false;
         let Piece { indexed, events } = piece;
         let indexed = indexed.into_iter().map(|one| one.moved(end)).collect();

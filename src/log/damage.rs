@@ -21,7 +21,7 @@ use super::{
     index::{DAY_US, DayKey, Index, Lost, live::LiveIndex},
     record::{Damaged, Seed},
     segment::{Load, Segment, load, lost_positions, write_sidecar},
-    state::{Active, State},
+    state::State,
 };
 
 /// Positions of the log that can't be read; a gauge.
@@ -33,8 +33,10 @@ const SCRUB_BYTES: u64 = 64 << 20;
 const SCRUB_EVERY_S: i64 = 60;
 /// Seconds between the starts of two turns through the whole log at least.
 const SCRUB_TURN_S: i64 = 3_600;
-/// Events of before the earliest one that a segment still holds may have happened so much earlier.
+/// What was lost in front of all that is left may have happened so much earlier.
 const EARLIER_US: i64 = DAY_US;
+/// Upstream's clock may be ahead of ours by so much.
+const AHEAD_US: i64 = 300 * 1_000_000;
 
 /// A stretch of positions whose records can't be read any more.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,6 +50,13 @@ pub struct Damage {
     pub times: (Timestamp, Timestamp),
     /// What is known of the records; empty where their index was lost with them.
     pub records: Vec<LostRecord>,
+}
+
+impl Damage {
+    /// How many positions it spans.
+    pub fn positions(&self) -> u64 {
+        self.last_seq - self.first_seq + 1
+    }
 }
 
 /// What is known of a record that can't be read.
@@ -193,7 +202,7 @@ impl Log {
             }
             active.last_seq
         };
-        let next = Active::create(&*self.disk, self.incarnation, last_seq + 1)?;
+        let next = self.next_segment(&mut writer, last_seq + 1)?;
         self.state.write().roll(next, self.incarnation);
         writer.begun_segment();
         Ok(())
@@ -202,7 +211,7 @@ impl Log {
     /// Tells those who asked for [`Log::damage`] what there is now.
     pub(super) fn publish_damage(&self, state: &State) {
         let now = damage_of(state);
-        let positions: u64 = now.iter().map(|one| one.last_seq - one.first_seq + 1).sum();
+        let positions: u64 = now.iter().map(Damage::positions).sum();
         metrics::gauge!(DAMAGED).set(positions as f64);
         self.damage.send_if_modified(|before| {
             let changed = **before != now;
@@ -264,11 +273,12 @@ fn damage_of(state: &State) -> Vec<Damage> {
     let spans: Vec<_> =
         state.sealed.iter().map(|segment| segment.summary).chain([active]).map(|one| one.observed).collect();
     let mut all = Vec::new();
+    let mut before_us = None;
     let mut add = |n: usize, index: &dyn Index, holes: &[(u64, u64)]| {
-        let before = spans[..n].iter().rev().find_map(|span| span.map(|(_, last)| last));
         let after = spans[n + 1..].iter().find_map(|span| span.map(|(first, _)| first));
         add_lost(&mut all, &index.lost());
-        add_holes(&mut all, index, holes, before.unwrap_or(i64::MIN), after.unwrap_or(i64::MAX));
+        add_holes(&mut all, index, holes, before_us, after.unwrap_or(i64::MAX));
+        before_us = index.len().checked_sub(1).map(|last| index.record(last).time_us).or(before_us);
     };
     for (n, segment) in state.sealed.iter().enumerate() {
         match segment.index() {
@@ -301,20 +311,29 @@ fn add_lost(all: &mut Vec<Damage>, lost: &[Lost]) {
     }
 }
 
-/// Adds the stretches of one segment of which nothing is known. What lay in them was appended after what lies in
-/// front of them and before what lies behind, and events are appended after they happened; how long after, only the
-/// other records of the segment suggest.
-fn add_holes(all: &mut Vec<Damage>, index: &dyn Index, holes: &[(u64, u64)], before_us: i64, after_us: i64) {
+/// Adds the stretches of one segment of which nothing is known. What lay in them was appended before what lies behind
+/// them, and events are appended after they happened; how long after, only the other records of the segment suggest,
+/// and the last one before it, whose event happened at `before_us`.
+fn add_holes(
+    all: &mut Vec<Damage>,
+    index: &dyn Index,
+    holes: &[(u64, u64)],
+    before_us: Option<i64>,
+    after_us: i64,
+) {
     if holes.is_empty() {
         return;
     }
     let earliest = (0..index.len()).map(|n| index.record(n).time_us).min();
-    let low = earliest
-        .map_or(before_us, |earliest| earliest.min(before_us.max(earliest.saturating_sub(EARLIER_US))));
+    let low = match (before_us, earliest) {
+        (Some(before), earliest) => earliest.map_or(before, |earliest| earliest.min(before)),
+        (None, Some(earliest)) => earliest.saturating_sub(EARLIER_US),
+        (None, None) => i64::MIN,
+    };
     for (first_seq, last_seq) in holes {
         let next = index.partition(&|record| record.seq <= *last_seq);
         let high = if next < index.len() { index.record(next).observed_us } else { after_us };
-        let times = (timestamp(low), timestamp(high.max(low)));
+        let times = (timestamp(low), timestamp(high.saturating_add(AHEAD_US).max(low)));
         all.push(Damage { first_seq: *first_seq, last_seq: *last_seq, times, records: Vec::new() });
     }
 }

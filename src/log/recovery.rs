@@ -197,7 +197,9 @@ impl Segments<'_> {
     }
 
     fn create_active(&self, base_seq: u64) -> io::Result<Active> {
-        Active::create(self.disk, self.incarnation, base_seq)
+        let active = Active::create(self.disk, self.incarnation, base_seq)?;
+        active.confirm(self.disk)?;
+        Ok(active)
     }
 
     fn open_file(&self, base_seq: u64) -> io::Result<Arc<dyn DiskFile>> {

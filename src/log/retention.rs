@@ -26,9 +26,12 @@ const HELD_FACTOR: u64 = 2;
 
 impl Log {
     /// Asks retention to leave what lies after `seq`, because somebody has still to read it; None lets go. It waits
-    /// up to twice its bounds.
-    pub fn hold(&self, seq: Option<u64>) {
+    /// up to twice its bounds, in days and in bytes. Gives the positions after `seq`, both ends inclusive, that are
+    /// gone already: what the holder has lost and must announce.
+    pub fn hold(&self, seq: Option<u64>) -> Option<(u64, u64)> {
         *self.held.lock() = seq;
+        let kept_from = self.state.read().first_position();
+        seq.filter(|seq| seq.saturating_add(1) < kept_from).map(|seq| (seq + 1, kept_from - 1))
     }
 
     /// Whether [`Log::maintain`] has something to do that should not wait long.

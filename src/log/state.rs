@@ -29,14 +29,18 @@ pub(crate) struct Active {
 }
 
 impl Active {
-    /// Creates the file, durably.
+    /// Creates the file; nothing may be appended before it is [confirmed](Self::confirm).
     pub(crate) fn create(disk: &dyn Disk, incarnation: u64, base_seq: u64) -> io::Result<Self> {
         let file = disk.create(&segment_name(base_seq))?;
         file.write_at(&file_header(incarnation, base_seq), 0)?;
-        file.sync()?;
-        disk.sync()?;
         let index = LiveIndex::starting_at(FILE_HEADER_BYTES);
         Ok(Self { base_seq, file, index, last_seq: base_seq.saturating_sub(1) })
+    }
+
+    /// Makes the file and its name durable.
+    pub(crate) fn confirm(&self, disk: &dyn Disk) -> io::Result<()> {
+        self.file.sync()?;
+        disk.sync()
     }
 }
 

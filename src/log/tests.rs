@@ -5,6 +5,7 @@ mod days;
 mod forget;
 mod model;
 mod power;
+mod retention;
 
 use std::sync::{Arc, LazyLock};
 
@@ -172,7 +173,7 @@ fn retention_removes_whole_segments_and_remembers_their_ids() {
         log.append(entries([n])).unwrap();
     }
     let old = log.cursor_at(1);
-    log.hold(Some(0));
+    assert_eq!(log.hold(Some(0)), None);
     let before = log.state.read().sealed.len();
     assert!(before * 2_500 > 10_000 && before * 3_000 < 20_000, "{before} segments");
     log.maintain(second(24)).unwrap();

@@ -11,8 +11,9 @@ use std::{
 
 use crate::{clock::SharedClock, log::Log};
 
-/// How often it looks without being asked: retention by age needs no more.
-const INTERVAL: Duration = Duration::from_secs(60);
+/// How often it looks without being asked: retention by age needs no more. While events are appended the writer asks,
+/// by the clock that stamps them; this timer is for a log that is quiet.
+pub(super) const INTERVAL: Duration = Duration::from_secs(60);
 
 /// The running thread; it ends when every sender of `requests` is gone.
 #[derive(Debug)]

@@ -68,6 +68,37 @@ async fn events_and_their_ids_survive_a_restart() {
     assert_eq!(bus.append(vec![event("c")], None).await.unwrap(), [Appended::Stored(3)]);
 }
 
+/// Nobody tidies up by hand: the writer asks for it by the clock that stamps the events.
+#[tokio::test(start_paused = true)]
+async fn retention_goes_by_the_clock_that_stamps_events() {
+    let start: Timestamp = "2025-11-05T11:30:00Z".parse().unwrap();
+    let clock: SharedClock = Arc::new(clock::TokioClock::starting_at(start));
+    let config = Config { segment_bytes: 3_000, retention_days: 7, ..Config::default() };
+    let bus = Embedded::open(config, Arc::clone(&clock)).unwrap();
+    let days_kept = |bus: &Embedded| {
+        let first = bus.log().bounds().first_time.unwrap();
+        clock.now().duration_since(first).as_hours() / 24
+    };
+    for hour in 0..24 * 10 {
+        bus.append(vec![event(&format!("e{hour}"))], None).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(3_600)).await;
+    }
+    // The thread that keeps house is outside the paused time.
+    for _ in 0..500 {
+        if days_kept(&bus) <= 7 {
+            break;
+        }
+        tokio::task::spawn_blocking(|| std::thread::sleep(Duration::from_millis(10))).await.unwrap();
+    }
+    assert_eq!(days_kept(&bus), 7);
+    let counted: u64 = bus.log().day_counts(None).unwrap().values().sum();
+    assert!(counted == 0, "events without a time count on no day");
+    assert!(
+        bus.append(vec![event("e60")], None).await.unwrap() == [Appended::Known(61)],
+        "ids are kept longer"
+    );
+}
+
 #[tokio::test]
 async fn an_event_too_long_is_refused_as_bad() {
     let bus = Embedded::in_memory(clock::system());

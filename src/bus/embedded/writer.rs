@@ -12,6 +12,7 @@ use std::{
 use jiff::{SignedDuration, Timestamp};
 use tokio::sync::oneshot;
 
+use super::caretaker::INTERVAL;
 use crate::{
     bus::{AppendError, Appended, Fence, NewEvent},
     clock::SharedClock,
@@ -51,6 +52,8 @@ pub(super) struct State {
     pub(super) late_after: SignedDuration,
     /// Newest stamp given; the clock may step back, even between two batches of one group.
     pub(super) newest: Timestamp,
+    /// When maintenance was last asked for by the clock.
+    pub(super) cared_at: Timestamp,
     /// Where to ask for maintenance.
     pub(super) caretaker: mpsc::SyncSender<()>,
     /// Newest fence by lease.
@@ -185,14 +188,19 @@ impl State {
     }
 
     /// Makes the group durable and answers its batches.
-    fn write(&self, group: &mut Group) {
+    fn write(&mut self, group: &mut Group) {
         let Group { entries, batches, .. } = std::mem::take(group);
         let written = if entries.is_empty() {
             Ok(Vec::new())
         } else {
             self.log.append(entries).map_err(|error| error.to_string())
         };
-        if self.log.needs_maintenance() {
+        let now = self.clock.now();
+        let is_due = !(0..INTERVAL.as_secs() as i64).contains(&now.duration_since(self.cared_at).as_secs());
+        if is_due {
+            self.cared_at = now;
+        }
+        if is_due || self.log.needs_maintenance() {
             // If one request is waiting already, it will do.
             let _ = self.caretaker.try_send(());
         }

@@ -113,6 +113,52 @@ fn a_torn_tail_is_cut_at_every_byte() {
     }
 }
 
+/// A crash while a batch of three is being written behind three acknowledged records, with every part of the file
+/// there and whatever a file system leaves behind it.
+#[test]
+fn a_write_torn_at_any_byte_leaves_what_came_before_and_no_part_of_a_record() {
+    let disk = Arc::new(MemoryDisk::default());
+    let log = open(&disk);
+    let acknowledged = 3;
+    log.append(entries(0..1)).unwrap();
+    log.append(entries(1..3)).unwrap();
+    let name = segment::segment_name(1);
+    let safe = disk.contents()[&name].len();
+    log.append(entries(3..4)).unwrap();
+    let end = disk.contents()[&name].len();
+    let files = disk.contents();
+    // Most of a record that lay there before, with its header whole.
+    let half = files[&name][40..safe / 2].to_vec();
+    let mut random = vec![0; 700];
+    fastrand::Rng::with_seed(1).fill(&mut random);
+    let behind = [vec![], vec![0; 700], vec![0xFF; 700], random, half];
+    for cut in 0..=files[&name].len() {
+        for garbage in &behind {
+            let mut files = files.clone();
+            let torn = files.get_mut(&name).unwrap();
+            torn.truncate(cut);
+            torn.extend_from_slice(garbage);
+            let disk = Arc::new(MemoryDisk::holding(files));
+            let what = format!("cut at {cut}, {} bytes behind it", garbage.len());
+            let log = open(&disk);
+            let whole = if cut >= end { acknowledged + 1 } else { acknowledged };
+            let last = log.bounds().last_seq;
+            if cut >= safe {
+                assert_eq!(last, whole, "{what}");
+            } else {
+                assert!(last < acknowledged, "{what}");
+            }
+            assert_eq!(check_honest(&log, &what), 0, "{what}");
+            // What a reader may have seen keeps its place; what comes next goes on behind it.
+            assert_eq!(log.append(entries([last, last + 1])).unwrap(), [last + 1, last + 2], "{what}");
+            drop(log);
+            let log = open(&disk);
+            assert_eq!(log.bounds().last_seq, last + 2, "{what}");
+            assert_eq!(check_honest(&log, &what), 0, "{what}");
+        }
+    }
+}
+
 #[test]
 fn a_clean_log_that_lost_its_end_says_so() {
     let (files, last) = three_segments(true);

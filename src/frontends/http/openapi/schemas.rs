@@ -256,6 +256,13 @@ fn stream() -> Value {
     object(
         &[
             ("events", described(json!({"type": "integer"}), "Events kept.")),
+            (
+                "damaged",
+                described(
+                    json!({"type": "integer"}),
+                    "Positions of the log that can't be read; told as gaps.",
+                ),
+            ),
             ("oldest_cursor", described(cursor(), "Reading after it gives the oldest event.")),
             ("oldest_time", nullable_time()),
             ("newest_cursor", described(cursor(), "The live edge.")),
