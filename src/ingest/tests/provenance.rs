@@ -96,3 +96,62 @@ async fn a_completed_copy_tells_how_its_details_came() {
     assert!(completed.asked_us > partial.answered_us, "{completed:?} after {partial:?}");
     run.stop().await;
 }
+
+/// Whatever the list is like, what is told of each event is true.
+#[tokio::test(start_paused = true)]
+async fn no_list_makes_the_times_lie() {
+    use faults::{Lists, Order, Paging, Total};
+    let with = |change: fn(&mut Faults)| {
+        let mut faults = slow();
+        change(&mut faults);
+        faults
+    };
+    let all = [
+        with(|faults| faults.order = Order::Oldest),
+        with(|faults| faults.order = Order::Unsorted),
+        with(|faults| {
+            faults.lists = Lists { page_cap: Some(37), total: Total::OffBy(-7), ..Lists::default() }
+        }),
+        with(|faults| {
+            faults.lists = Lists { total: Total::Absent, start_date_exclusive: true, ..Lists::default() }
+        }),
+        with(|faults| {
+            faults.lists = Lists { day_offset_minutes: 840, total: Total::Capped(150), ..Lists::default() }
+        }),
+        with(|faults| {
+            faults.paging =
+                Paging { inserts: 2, erases: 1, erase_within: Some(300), revisions: 1, ..Paging::default() };
+        }),
+        with(|faults| faults.content.odd_timestamp = 0.3),
+        with(|faults| faults.content.clock_skew_s = -3_600),
+    ];
+    let check = |faults: Faults| async move {
+        let mut rig = Rig::new(faults.clone()).await;
+        (rig.config.details, rig.budget) = (crate::ingest::DetailsMode::Off, 600);
+        let mut run = rig.run();
+        backfilled(&mut run).await;
+        for n in 0..12 {
+            let age = SignedDuration::from_secs(if n % 3 == 0 { 20 * n } else { 0 });
+            let timestamp = Some(rig.clock.now() - age);
+            rig.sim.inject(EventSpec { timestamp, ..EventSpec::default() });
+            rig.sim.inject_burst(if n == 6 { 130 } else { 0 });
+            tokio::time::sleep(Duration::from_millis(730)).await;
+        }
+        rig.sim.set_faults(Faults { paging: Paging::default(), ..faults });
+        rig.settled().await;
+        run.stop().await;
+        // What was taken away may have gone before it was read.
+        let there = |truth: &TruthEvent| rig.bus.log().find(truth.event_id.as_deref().unwrap()).is_some();
+        rig.sim
+            .truth()
+            .iter()
+            .filter(|truth| there(truth))
+            .filter(|t| of(&rig, t).not_seen_us.is_some())
+            .count()
+    };
+    let told = futures_util::future::join_all(all.map(check)).await;
+    assert!(
+        told.iter().filter(|count| **count > 0).count() > 4,
+        "how many came with a lower bound: {told:?}"
+    );
+}
