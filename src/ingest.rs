@@ -1,13 +1,15 @@
 //! The poller: turns a rate-limited, offset-paged list that changes while it is read into events appended exactly
 //! once, or into a hole that is announced.
 //!
-//! Five readers share one budget and one [`intake`]: the [`tail`] reads the newest rows several times a second, the
+//! Six readers share one budget and one [`intake`]: the [`tail`] reads the newest rows several times a second, the
 //! [`catchup`] closes the [`holes`] that the tail could not join, the [`sweep`] looks for rows that appear late and
-//! alone moves the floor, and the [`backfill`] reads the past at the first start. All of them rest on [`walk`], which
-//! reads a list that moves under it without missing a row. `status` is what the rest of the gateway sees.
+//! alone moves the floor, the [`ledger`] counts closed days, the [`backfill`] reads the past at the first start, and
+//! [`details`] completes rows. All of them rest on [`walk`], which reads a list that moves under it without missing a
+//! row. `status` is what the rest of the gateway sees.
 
 mod backfill;
 mod board;
+mod capabilities;
 mod catchup;
 mod days;
 mod details;
@@ -18,10 +20,12 @@ mod holes;
 mod intake;
 mod known;
 mod lateness;
+mod ledger;
 mod names;
 mod page;
 mod position;
 mod probe;
+mod quarantine;
 mod repair;
 mod seek;
 mod session;
@@ -41,7 +45,7 @@ use jiff::{SignedDuration, Timestamp};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-pub use self::status::{BackfillState, DayState, Mode, Status, StatusReceiver, UpstreamState};
+pub use self::status::{BackfillState, Completeness, DayState, Mode, Status, StatusReceiver, UpstreamState};
 use self::{
     board::Board,
     findings::Findings,
@@ -282,7 +286,7 @@ impl Ingest {
         let store = PositionStore::new(Arc::clone(&self.bus), Arc::clone(&self.board), position);
         store.write_first().await;
         let floor = store.get().await.floor;
-        let resumed = (!first_start).then(|| gap::newest_before(&*self.bus, floor)).flatten();
+        let resumed = (!first_start).then(|| gap::newest_before(self.bus.log(), floor)).flatten();
         let session = Session::new(
             upstream,
             intake,
@@ -310,6 +314,8 @@ impl Ingest {
             halt = Tail::new(&session).run() => halt,
             halt = catchup::run(&session) => halt,
             halt = sweep::run(&session) => halt,
+            halt = ledger::run(&session) => halt,
+            halt = capabilities::run(&session) => halt,
             halt = backfill => halt,
             halt = repair::run(&session, &self.bus, newest_before) => halt,
         };
@@ -332,7 +338,7 @@ impl Ingest {
             let window = Window::since(probe::day_plus(probe::day_of(self.clock.now()), -2));
             match upstream.page(Class::Tail, &window, 0).await {
                 Ok(first) => {
-                    if let Err(error) = probe::probe(upstream, findings, &window, &first).await {
+                    if let Err(error) = probe::probe(upstream, Class::Tail, findings, &window, &first).await {
                         tracing::warn!(%error, "the probe was not finished; what it would tell is assumed");
                     }
                     return first.asked_at;

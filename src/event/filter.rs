@@ -26,7 +26,7 @@ pub const FIELDS: [&str; 8] = [
 ];
 
 /// Event types that exist today; another is accepted with a warning, since upstream may add one tomorrow.
-pub const KNOWN_TYPES: [&str; 14] = [
+pub const KNOWN_TYPES: [&str; 15] = [
     "connection",
     "disconnection",
     "network_change",
@@ -37,6 +37,7 @@ pub const KNOWN_TYPES: [&str; 14] = [
     "session_ended",
     "sim_linked",
     "simcast.gap",
+    "simcast.capability_changed",
     "simcast.webhook.disabled",
     "simcast.webhook.failing",
     "simcast.webhook.recovered",

@@ -19,12 +19,14 @@ pub enum Via {
     Details = 5,
     /// A row that the log had lost.
     Repair = 6,
+    /// A closed day whose counts differed.
+    Ledger = 7,
 }
 
 impl Via {
     /// Every reader.
-    pub const ALL: [Self; 6] =
-        [Self::Tail, Self::CatchUp, Self::Sweep, Self::Backfill, Self::Details, Self::Repair];
+    pub const ALL: [Self; 7] =
+        [Self::Tail, Self::CatchUp, Self::Sweep, Self::Backfill, Self::Details, Self::Repair, Self::Ledger];
 
     /// As a metric label, and as clients see it.
     pub const fn as_str(self) -> &'static str {
@@ -35,6 +37,7 @@ impl Via {
             Self::Backfill => "backfill",
             Self::Details => "details",
             Self::Repair => "repair",
+            Self::Ledger => "ledger",
         }
     }
 

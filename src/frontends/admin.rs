@@ -26,12 +26,13 @@ struct Admin {
     metrics: Metrics,
 }
 
-/// The admin listener's router: `/healthz`, `/readyz`, `/metrics`.
+/// The admin listener's router: `/healthz`, `/readyz`, `/metrics`, `/quarantine`.
 pub fn router(context: Context, metrics: Metrics) -> Router {
     Router::new()
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
         .route("/metrics", get(prometheus))
+        .route("/quarantine", get(quarantine))
         .fallback(unknown_path)
         .method_not_allowed_fallback(unknown_method)
         .with_state(Admin { context, metrics })
@@ -65,6 +66,12 @@ pub fn readiness(context: &Context) -> Readiness {
         degraded.push(Degraded { part: "upstream", state: status.state.as_str().to_owned(), message });
     }
     Readiness::judge(&context.bus.health(), context.draining.is_cancelled(), degraded)
+}
+
+/// What upstream sent and the log can't hold; numbers of SIMs and subscribers show their last digits only.
+async fn quarantine(State(admin): State<Admin>) -> Response {
+    let rows = admin.context.status.borrow().quarantine.to_json();
+    body::json(StatusCode::OK, &rows)
 }
 
 async fn prometheus(State(admin): State<Admin>) -> Response {

@@ -15,6 +15,7 @@ use super::{
     seek,
     session::{Halt, Session},
     status::Mode,
+    sweep,
     upstream::{Item, Window, WindowSource},
     walk::{Toward, WalkError, Walker},
 };
@@ -75,6 +76,13 @@ async fn close(session: &Session, hole: &Hole) -> Result<(), Halt> {
     // Of before the request that gave the rows at hand: it may have been the one that shows the newest row.
     let mut mark = session.holes.mark();
     let (mut walker, mut rows) = bottom(session, &source, &edge).await?;
+    let reaches_down =
+        |slot: &Slot<Item>| edge.keys.contains(&slot.key) || slot.time.is_some_and(|time| time <= edge.depth);
+    if !rows.iter().any(reaches_down) {
+        // The list ends above what was read.
+        let oldest = rows.iter().filter_map(|slot| slot.time).min();
+        sweep::check_for_gap(session, oldest.unwrap_or_else(|| walker.asked_at())).await?;
+    }
     let mut last = LastRows::default();
     while follows_order(session) {
         last.extend(&rows);

@@ -1,17 +1,21 @@
 //! What upstream turned out to be like: found by the probe, checked again on every page.
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::{
     board::Board,
-    page::{ListPage, Order, PAGE_ROWS, order_of},
+    page::{ListPage, Order, order_of},
     status::Mode,
     upstream::Item,
 };
 
 /// Pages that must contradict a finding before it is dropped: one may be a mixture of late rows.
 const CONTRADICTIONS: u32 = 3;
+/// Pages in a row that must be cut short before pages are taken to be shorter: an answer may be cut by accident.
+const SHORT_PAGES: u32 = 10;
 
 /// The findings. Each starts as what the API document suggests.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -29,11 +33,18 @@ pub struct Findings {
     pub start_inclusive: Option<bool>,
     /// Whether account-wide rows carry details; None until a row is seen.
     pub details_in_list: Option<bool>,
-    /// Most rows that an answer held.
-    pub page_rows: u64,
+    against_details: u32,
+    /// Rows of a full answer; None until one is seen that upstream says is not all.
+    pub page_rows: Option<u64>,
+    /// Full answers in a row with fewer rows, and most rows that one of them had.
+    shorter: (u32, u64),
     /// Whether walks are lost so often that paging is not trusted.
     pub paging_lost: bool,
     probed_at: Option<Timestamp>,
+    /// When what was believed of a capability last changed.
+    pub changed_at: BTreeMap<String, Timestamp>,
+    /// By when after midnight UTC upstream's days begin at the latest, in seconds; None while nobody knows.
+    pub day_starts_s: Option<i64>,
 }
 
 impl Findings {
@@ -49,6 +60,11 @@ impl Findings {
         }
     }
 
+    /// Whether a list can be read by offset.
+    pub fn pages(&self) -> bool {
+        !self.paging_lost && self.offset_honoured != Some(false)
+    }
+
     /// Order to walk in.
     pub fn walk_order(&self) -> Order {
         self.order.unwrap_or(Order::NewestFirst)
@@ -62,21 +78,25 @@ impl Findings {
     /// Checks a page of the account-wide list against what is believed; true if the way to read changes.
     pub fn observe(&mut self, page: &ListPage<Item>) -> bool {
         let before = self.mode();
-        self.page_rows = self.page_rows.max(page.slots.len() as u64);
+        self.observe_page_rows(page);
         let mut rows = page.slots.iter().filter_map(|slot| slot.row.as_ref().ok()).peekable();
         if rows.peek().is_some() {
             let complete = rows.all(|row| row.complete);
-            if self.details_in_list == Some(!complete) && complete {
-                tracing::info!("account-wide rows carry details now");
+            self.against_details = if self.details_in_list.is_some_and(|known| known != complete) {
+                self.against_details + 1
+            } else {
+                0
+            };
+            if self.details_in_list.is_none() || self.against_details >= CONTRADICTIONS {
+                (self.details_in_list, self.against_details) = (Some(complete), 0);
             }
-            self.details_in_list = Some(complete);
         }
         if page.offset == 0
             && let Some(total) = page.total
         {
             let rows = page.slots.len() as u64;
             if total < rows && self.total_exact != Some(false) {
-                tracing::warn!(total, rows, "upstream's total is smaller than a page: it is not trusted");
+                tracing::debug!(total, rows, "upstream's total is smaller than a page");
                 self.total_exact = Some(false);
             }
         }
@@ -86,18 +106,56 @@ impl Findings {
         self.mode() != before
     }
 
+    /// Upstream may cut pages shorter than asked.
+    fn observe_page_rows(&mut self, page: &ListPage<Item>) {
+        let rows = page.slots.len() as u64;
+        if rows == 0 || page.total.is_none_or(|total| total <= page.end()) {
+            return;
+        }
+        match self.page_rows {
+            Some(known) if rows < known => {
+                self.shorter = (self.shorter.0 + 1, self.shorter.1.max(rows));
+                if self.shorter.0 >= SHORT_PAGES {
+                    (self.page_rows, self.shorter) = (Some(self.shorter.1), (0, 0));
+                }
+            }
+            _ => (self.page_rows, self.shorter) = (Some(rows), (0, 0)),
+        }
+    }
+
+    /// Takes over what a later probe found to be otherwise. `pages`: a walk could be followed.
+    pub fn take_probe(&mut self, fresh: &Self, pages: bool) {
+        if pages {
+            self.paging_lost = false;
+        }
+        self.offset_honoured = fresh.offset_honoured.or(self.offset_honoured);
+        self.total_exact = fresh.total_exact.or(self.total_exact);
+        self.start_inclusive = fresh.start_inclusive.or(self.start_inclusive);
+        self.end_inclusive = fresh.end_inclusive.or(self.end_inclusive);
+        self.probed_at = fresh.probed_at.or(self.probed_at);
+    }
+
+    /// What can change, as shown.
+    pub fn capabilities(&self) -> [(&'static str, Value); 8] {
+        [
+            ("order", json!(self.order.map(Order::as_str))),
+            ("total_exact", json!(self.total_exact)),
+            ("offset_honoured", json!(self.offset_honoured)),
+            ("start_date_inclusive", json!(self.start_inclusive)),
+            ("end_date_inclusive", json!(self.end_inclusive)),
+            ("details_in_list", json!(self.details_in_list)),
+            ("page_rows", json!(self.page_rows)),
+            ("paging_trusted", json!(!self.paging_lost)),
+        ]
+    }
+
     fn observe_order(&mut self, shown: Order) {
         match self.order {
             None => self.order = Some(shown),
             Some(order) if order == shown => self.against_order = 0,
-            Some(order) => {
+            Some(_) => {
                 self.against_order += 1;
                 if self.against_order >= CONTRADICTIONS {
-                    tracing::warn!(
-                        believed = order.as_str(),
-                        shown = shown.as_str(),
-                        "the order of upstream's list is not what it was"
-                    );
                     (self.order, self.against_order) = (Some(shown), 0);
                 }
             }
@@ -114,16 +172,11 @@ impl Findings {
     }
 
     fn to_json(&self) -> Value {
-        json!({
-            "probed_at": self.probed_at.map(|at| at.to_string()),
-            "order": self.order.map(Order::as_str),
-            "total_exact": self.total_exact,
-            "offset_honoured": self.offset_honoured,
-            "start_date_inclusive": self.start_inclusive,
-            "end_date_inclusive": self.end_inclusive,
-            "details_in_list": self.details_in_list,
-            "page_rows": self.page_rows.min(PAGE_ROWS),
-            "paging_trusted": !self.paging_lost,
-        })
+        let mut shown = serde_json::Map::new();
+        shown.insert("probed_at".to_owned(), json!(self.probed_at.map(|at| at.to_string())));
+        shown.extend(self.capabilities().map(|(name, value)| (name.to_owned(), value)));
+        let times = self.changed_at.iter().map(|(name, at)| (name.clone(), json!(at.to_string())));
+        shown.insert("changed_at".to_owned(), Value::Object(times.collect()));
+        Value::Object(shown)
     }
 }

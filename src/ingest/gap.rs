@@ -1,49 +1,48 @@
 //! Announcing what can't be read any more: upstream forgot rows while nobody polled.
 //!
-//! How long upstream keeps rows is not documented. It is noticed where it matters: after a pause, the first complete
-//! sweep comes to the end of the list above the floor, and the newest event that the log has of before the pause is
-//! not shown any more. A fleet that was merely quiet still shows it.
+//! How long upstream keeps rows is not documented. It is noticed where it matters: after a restart, or after an outage
+//! from which on the newest page does not join the one before, a complete sweep comes to the end of the list above
+//! what was read for certain, and the newest event that the log has of before is not shown any more. A fleet that was
+//! merely quiet still shows it. What was counted and is gone before it was read, the ledger announces, with how many.
 
-use jiff::Timestamp;
+use jiff::{Timestamp, civil::Date};
 
 use super::{
     names,
     page::PAGE_ROWS,
     probe::{day_of, day_plus},
     seek,
-    session::{Halt, Session},
+    session::{GAPS_MAX, Halt, Session},
     status::Mode,
     upstream::Window,
 };
 use crate::{
-    bus::{Bus, NewEvent},
-    event::{Event, Gap, GapReason, Predicate, identity::FieldHasher},
+    bus::NewEvent,
+    event::{
+        Event, Filter, FilterLimits, Flag, Gap, GapReason, Iccid, Predicate, StoredEvent,
+        identity::FieldHasher,
+    },
     globalsim::budget::Class,
-    log::{Damage, Direction, ReadRequest},
+    log::{Damage, Direction, Log, ReadRequest},
     sabotage::{self, Bug},
 };
 
+/// Type of the event.
+const EVENT_TYPE: &str = "simcast.gap";
 /// Events looked at, newest first, to find one of upstream's with a time before the pause.
 const LOOK_BACK: usize = 256;
-/// Pages of a list without order that are looked through for a row of before the pause.
+/// Of these, events that a list without order is asked for: that one row is gone may be erasure.
+const SAMPLES_MAX: usize = 5;
+/// Pages of one SIM's rows of three days that are looked through for one of them.
 const LOOK_PAGES: u32 = 16;
 
 /// The newest event time of before `floor` that the log has; None where it has none.
-pub fn newest_before(bus: &dyn Bus, floor: Timestamp) -> Option<Timestamp> {
-    let predicate = Predicate::default();
-    let request = ReadRequest {
-        from: u64::MAX,
-        direction: Direction::Backward,
-        predicate: &predicate,
-        limit: LOOK_BACK,
-        max_bytes: 1 << 20,
-    };
-    let page = bus.log().read(request).ok()?;
-    let time = |event: &crate::event::StoredEvent| {
+pub fn newest_before(log: &Log, floor: Timestamp) -> Option<Timestamp> {
+    let time = |event: &StoredEvent| {
         let keys = event.keys().ok()?;
         Timestamp::from_microsecond(keys.time_us).ok().filter(|time| *time <= floor)
     };
-    page.events.iter().filter_map(time).max()
+    newest(log).iter().filter_map(time).max()
 }
 
 /// Whether upstream still shows anything as old as `time`, of which it is known that it once showed an event.
@@ -56,10 +55,26 @@ pub async fn still_shows(session: &Session, time: Timestamp) -> Result<bool, Hal
     if session.mode() != Mode::Windows {
         return Ok(oldest(session, window).await?.is_some_and(|shown| shown <= time));
     }
+    // Without order nobody knows what the oldest row is; but rows that the log has can be asked for.
+    let samples = samples(session.intake.log(), time);
+    if samples.is_empty() {
+        return Ok(true);
+    }
+    for (event_id, iccid, event_type) in samples {
+        let window = Window { iccid: Some(iccid), event_type: Some(event_type), ..window.clone() };
+        if shows(session, &window, &event_id).await? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Whether a window shows an event. Where it is too large to be read for that, it is taken to.
+async fn shows(session: &Session, window: &Window, event_id: &str) -> Result<bool, Halt> {
     let mut offset = 0;
     for _ in 0..LOOK_PAGES {
-        let page = session.upstream.page(Class::CatchUp, &window, offset).await?;
-        if page.slots.iter().any(|slot| slot.time.is_none_or(|shown| shown <= time)) {
+        let page = session.upstream.page(Class::CatchUp, window, offset).await?;
+        if page.slots.iter().any(|slot| slot.row.as_ref().is_ok_and(|row| row.event_id() == Some(event_id))) {
             return Ok(true);
         }
         if (page.slots.len() as u64) < PAGE_ROWS {
@@ -67,8 +82,41 @@ pub async fn still_shows(session: &Session, time: Timestamp) -> Result<bool, Hal
         }
         offset = page.end();
     }
-    // So many rows of those days are shown that an alarm would rest on nothing.
     Ok(true)
+}
+
+/// The newest events of before `time` that the log has: id, SIM and type of each, of different SIMs.
+fn samples(log: &Log, time: Timestamp) -> Vec<(String, Iccid, String)> {
+    let mut found: Vec<(String, Iccid, String)> = Vec::new();
+    for event in newest(log) {
+        let Ok(keys) = event.keys() else { continue };
+        // Another identity under a known id, and an id that was made here, are not what upstream calls it.
+        let named =
+            !keys.flags.contains(Flag::Conflict) && !keys.id.starts_with("gen_") && !keys.id.contains('~');
+        let iccid = keys.iccid.and_then(|iccid| Iccid::parse(iccid).ok());
+        if named
+            && keys.time_us <= time.as_microsecond()
+            && let Some(iccid) = iccid
+            && found.len() < SAMPLES_MAX
+            && found.iter().all(|(_, known, _)| *known != iccid)
+        {
+            found.push((keys.id.to_owned(), iccid, keys.event_type.to_owned()));
+        }
+    }
+    found
+}
+
+/// Upstream's newest events in the log, newest first.
+fn newest(log: &Log) -> Vec<StoredEvent> {
+    let predicate = Predicate::default();
+    let request = ReadRequest {
+        from: u64::MAX,
+        direction: Direction::Backward,
+        predicate: &predicate,
+        limit: LOOK_BACK,
+        max_bytes: 1 << 20,
+    };
+    log.read(request).map(|page| page.events).unwrap_or_default()
 }
 
 /// Time of the oldest row that a window shows; its list has an order. None where no row has a time.
@@ -87,7 +135,7 @@ pub async fn oldest(session: &Session, window: Window) -> Result<Option<Timestam
 /// [`Halt`].
 pub async fn announce(session: &Session, from: Timestamp, to: Timestamp) -> Result<(), Halt> {
     tracing::error!(%from, %to, "upstream has forgotten rows that were never read");
-    append(session, from, to, None).await
+    append(session, (from, to), None, &[]).await
 }
 
 /// The same for rows that upstream may still show, but that are older than ids are remembered.
@@ -96,7 +144,55 @@ pub async fn announce(session: &Session, from: Timestamp, to: Timestamp) -> Resu
 /// [`Halt`].
 pub async fn announce_too_old(session: &Session, from: Timestamp, to: Timestamp) -> Result<(), Halt> {
     tracing::error!(%from, %to, "rows of so long ago can't be told from repeats and are not read");
-    append(session, from, to, Some("too old")).await
+    append(session, (from, to), None, &["too old"]).await
+}
+
+/// The same for rows of a closed day that upstream has counted and no longer shows.
+///
+/// # Errors
+/// [`Halt`].
+pub async fn announce_lost(
+    session: &Session,
+    (from, to): (Timestamp, Timestamp),
+    day: Date,
+    lost: u64,
+) -> Result<(), Halt> {
+    tracing::error!(%day, lost, "upstream counted rows that it no longer shows and that were never read");
+    append(session, (from, to), Some(lost), &["ledger", &day.to_string()]).await
+}
+
+/// Stretches that the log says upstream forgot, oldest first, at most [`GAPS_MAX`].
+pub fn announced(log: &Log) -> Vec<(Timestamp, Timestamp)> {
+    let values = [("event_type", vec![EVENT_TYPE.to_owned()])];
+    let Ok((filter, _)) = Filter::build(values, FilterLimits::default()) else { return Vec::new() };
+    let predicate = Predicate::new(filter, None);
+    let (mut found, mut from) = (Vec::new(), u64::MAX);
+    while found.len() < GAPS_MAX {
+        let request = ReadRequest {
+            from,
+            direction: Direction::Backward,
+            predicate: &predicate,
+            limit: GAPS_MAX,
+            max_bytes: 1 << 20,
+        };
+        let Ok(page) = log.read(request) else { break };
+        found.extend(page.events.iter().filter_map(stretch));
+        if page.at_end {
+            break;
+        }
+        from = page.next;
+    }
+    found.reverse();
+    found
+}
+
+/// What a gap event of the poller's says was lost.
+fn stretch(event: &StoredEvent) -> Option<(Timestamp, Timestamp)> {
+    let body: serde_json::Value = serde_json::from_slice(event.json()).ok()?;
+    let extra = body.get("data")?.get("extra")?;
+    let time = |name| extra.get(name)?.as_str()?.parse::<Timestamp>().ok();
+    (extra.get("reason")?.as_str()? == GapReason::Upstream.as_str())
+        .then(|| time("from_time").zip(time("to_time")))?
 }
 
 /// The same for events that were damaged in the log, and that upstream no longer has: `lost` of those that lay at
@@ -113,7 +209,7 @@ pub async fn announce_corruption(
     tracing::error!(%from, %to, lost, "events were damaged in the log and upstream no longer has them");
     let places: String = damage.iter().map(|one| format!("{}-{} ", one.first_seq, one.last_seq)).collect();
     let gap = Gap { lost: Some(lost), reason: GapReason::Corruption, ..between(from, to) };
-    append_gap(session, gap, (from, to), Some(&places)).await
+    append_gap(session, gap, (from, to), &[&places]).await
 }
 
 fn between(from: Timestamp, to: Timestamp) -> Gap {
@@ -127,15 +223,22 @@ fn between(from: Timestamp, to: Timestamp) -> Gap {
     }
 }
 
-async fn append(session: &Session, from: Timestamp, to: Timestamp, why: Option<&str>) -> Result<(), Halt> {
-    append_gap(session, between(from, to), (from, to), why).await
+/// `parts`: what tells announcements apart that begin at the same time.
+async fn append(
+    session: &Session,
+    (from, to): (Timestamp, Timestamp),
+    lost: Option<u64>,
+    parts: &[&str],
+) -> Result<(), Halt> {
+    session.know_gaps(vec![(from, to)]);
+    append_gap(session, Gap { lost, ..between(from, to) }, (from, to), parts).await
 }
 
 async fn append_gap(
     session: &Session,
     gap: Gap,
     (from, to): (Timestamp, Timestamp),
-    why: Option<&str>,
+    parts: &[&str],
 ) -> Result<(), Halt> {
     if sabotage::on(Bug::ForgetGap) {
         return Ok(());
@@ -143,11 +246,9 @@ async fn append_gap(
     metrics::counter!(names::GAPS).increment(1);
     let mut hasher = FieldHasher::new("gap");
     hasher.field(Some(&from.to_string()));
-    if why.is_some() {
-        hasher.field(why);
-    }
+    parts.iter().for_each(|part| hasher.field(Some(part)));
     let identity = hasher.finish_u64();
-    let event = Event::gateway(format!("gap_{identity:016x}"), "simcast.gap", to, gap.to_json());
+    let event = Event::gateway(format!("gap_{identity:016x}"), EVENT_TYPE, to, gap.to_json());
     session.intake.announce(NewEvent { event, identity, content: 0 }).await?;
     Ok(())
 }

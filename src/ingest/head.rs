@@ -43,6 +43,11 @@ impl Head {
         self.keys.contains(&slot.key)
     }
 
+    /// Whether it showed no row that can be recognised.
+    pub fn is_empty(&self) -> bool {
+        self.keys.is_empty()
+    }
+
     /// Whether both begin with the newest row of a list in one order.
     pub fn leads_to(&self, later: &Self) -> bool {
         self.newest && later.newest

@@ -35,6 +35,7 @@ use super::{
     lateness::Lateness,
     names,
     page::Slot,
+    quarantine,
     seek::sort_ascending,
     upstream::{Item, Upstream},
 };
@@ -42,7 +43,8 @@ use crate::{
     bus::{AppendError, Bus, Fence, NewEvent},
     clock::SharedClock,
     event::{Flag, Flags, identity::id_hash},
-    log::Damage,
+    globalsim::wire::Row,
+    log::{Damage, Log},
     sabotage::{self, Bug},
 };
 
@@ -83,6 +85,8 @@ pub struct Intake {
     limits: Limits,
     lateness: Mutex<Lateness>,
     distinct: AtomicU64,
+    found_by_ledger: AtomicU64,
+    log: Arc<Log>,
     board: Arc<Board>,
     clock: SharedClock,
 }
@@ -150,6 +154,8 @@ impl Intake {
             limits: config.limits,
             lateness: Mutex::new(Lateness::default()),
             distinct: AtomicU64::new(0),
+            found_by_ledger: AtomicU64::new(0),
+            log: Arc::clone(bus.log()),
             board,
             clock,
         };
@@ -188,7 +194,9 @@ impl Intake {
                 Judged::Known => taken.known += 1,
             }
         }
-        if !matches!(via, Via::Backfill | Via::Repair) {
+        if via == Via::Ledger {
+            self.found_by_ledger.fetch_add(taken.new, Ordering::Relaxed);
+        } else if !matches!(via, Via::Backfill | Via::Repair) {
             self.distinct.fetch_add(taken.new, Ordering::Relaxed);
         }
         while !fresh.is_empty() {
@@ -254,6 +262,24 @@ impl Intake {
         }
     }
 
+    /// Rows that the ledger found. They lie in closed days: a rise of the total in the tail's window may have been
+    /// theirs, but is long past when they are found.
+    pub fn found_by_ledger(&self) -> u64 {
+        self.found_by_ledger.load(Ordering::Relaxed)
+    }
+
+    /// Where events go.
+    pub fn log(&self) -> &Arc<Log> {
+        &self.log
+    }
+
+    /// Whether a row that was asked for is older than ids are remembered, and not in the log.
+    pub fn is_forgotten(&self, row: &Row) -> bool {
+        let edge = self.clock.now().saturating_sub(self.limits.ids_kept).unwrap_or(Timestamp::MIN);
+        let is_old = row.event.time.is_some_and(|time| self.limits.origin <= time && time < edge);
+        is_old && row.identity().plain_id().is_some_and(|id| self.log.find(&id).is_none())
+    }
+
     /// How late rows were lately.
     pub fn lateness(&self) -> Lateness {
         self.lateness.lock().clone()
@@ -275,8 +301,13 @@ impl Intake {
                     return Judged::Known;
                 }
                 metrics::counter!(names::QUARANTINED, "what" => "row").increment(1);
-                self.board.update(|status| status.quarantined += 1);
-                tracing::warn!(reason = %bad.reason, bytes = bad.raw.len(), "a row of upstream's is no event");
+                let now = self.clock.now();
+                self.board.update(|status| {
+                    status.quarantined += 1;
+                    status.quarantine.add(now, "row", &bad.reason, &bad.raw);
+                });
+                let reason = quarantine::shown(&bad.reason);
+                tracing::warn!(reason, bytes = bad.raw.len(), "a row of upstream's is no event");
                 return Judged::Bad;
             }
         };

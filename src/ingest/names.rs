@@ -5,7 +5,7 @@
 pub const REQUESTS: &str = "simcast_upstream_requests_total";
 /// Seconds until the whole answer was there, without the wait for a slot; label `class`.
 pub const REQUEST_SECONDS: &str = "simcast_upstream_request_seconds";
-/// Events appended; label `via` (`tail`, `catch_up`, `sweep`, `backfill`, `details`, `repair`).
+/// Events appended; label `via` (`tail`, `catch_up`, `sweep`, `backfill`, `details`, `repair`, `ledger`).
 pub const EVENTS: &str = "simcast_ingest_events_total";
 /// Events appended with a flag; label `flag`.
 pub const FLAGGED: &str = "simcast_ingest_flagged_total";
@@ -37,3 +37,9 @@ pub const ALARMS: &str = "simcast_ingest_total_alarms_total";
 pub const GAPS: &str = "simcast_ingest_gaps_total";
 /// Walks that could not be finished because the list changed too fast or paging is not honoured.
 pub const LOST_WALKS: &str = "simcast_ingest_lost_walks_total";
+/// Closed days that are followed; label `state` (`verified`, `pending`, `gap`, `unavailable`).
+pub const LEDGER_DAYS: &str = "simcast_ledger_days";
+/// Days whose counts differed and that were read again; label `outcome` (`read`, `miscounted`, `too_large`, `failed`).
+pub const LEDGER_REPAIRS: &str = "simcast_ledger_repairs_total";
+/// Findings about upstream that turned out otherwise; label `capability`.
+pub const CAPABILITY_CHANGES: &str = "simcast_upstream_capability_changes_total";

@@ -73,6 +73,11 @@ impl PositionStore {
         Self { bus, board, position: Mutex::new(position) }
     }
 
+    /// Where it is kept.
+    pub fn bus(&self) -> &Arc<dyn Bus> {
+        &self.bus
+    }
+
     /// The position now.
     pub async fn get(&self) -> Position {
         self.position.lock().await.clone()

@@ -32,8 +32,16 @@ pub const SKEW: SignedDuration = SignedDuration::from_secs(5);
 /// whether `start_date` includes its day or not, the last ten hours are within.
 const WINDOW_DAYS: i64 = 2;
 
+/// Seconds of a day.
+const DAY_S: i64 = 24 * 3600;
+/// How long after midnight UTC a day of upstream's may begin while nobody knows: twelve hours west of it.
+const ZONE_MAX_S: i64 = 12 * 3600;
+
 /// Lost walks in a row after which paging is not trusted.
 const LOST_MAX: u32 = 4;
+
+/// Announced gaps that are remembered.
+pub const GAPS_MAX: usize = 256;
 
 /// Why a reader stopped what it was doing.
 #[derive(Debug, thiserror::Error)]
@@ -81,6 +89,10 @@ pub struct Session {
     lost: Mutex<u32>,
     /// Something may lie deeper than the tail reads: sweep now.
     pub sweep_now: Notify,
+    /// It may lie in a closed day: compare its counts now.
+    pub ledger_now: Notify,
+    /// Stretches that were announced as lost.
+    gaps: Mutex<Vec<(Timestamp, Timestamp)>>,
     /// How long it took to read the window of a list without order wholly, when that was last done.
     pass: Mutex<Option<Duration>>,
     /// What may hold rows that nobody has read.
@@ -128,6 +140,8 @@ impl Session {
             findings: Mutex::new(findings),
             lost: Mutex::new(0),
             sweep_now: Notify::new(),
+            ledger_now: Notify::new(),
+            gaps: Mutex::default(),
             pass: Mutex::default(),
             holes: Holes::default(),
             past: Mutex::default(),
@@ -141,6 +155,19 @@ impl Session {
     /// newest event of before a restart.
     pub fn begin(&self, past: Option<Timestamp>, resumed: Option<Timestamp>) {
         (*self.past.lock(), *self.resumed.lock()) = (past, resumed);
+    }
+
+    /// Notes stretches that were announced as lost.
+    pub fn know_gaps(&self, more: Vec<(Timestamp, Timestamp)>) {
+        let mut gaps = self.gaps.lock();
+        gaps.extend(more);
+        let excess = gaps.len().saturating_sub(GAPS_MAX);
+        gaps.drain(..excess);
+    }
+
+    /// Stretches that were announced as lost, as far as they are remembered.
+    pub fn gaps(&self) -> Vec<(Timestamp, Timestamp)> {
+        self.gaps.lock().clone()
     }
 
     /// Rows older than this are backfill.
@@ -194,7 +221,15 @@ impl Session {
 
     /// Changes a finding.
     pub fn find(&self, change: impl FnOnce(&mut Findings)) {
-        change(&mut self.findings.lock());
+        let another_mode = {
+            let mut findings = self.findings.lock();
+            let before = findings.mode();
+            change(&mut findings);
+            findings.mode() != before
+        };
+        if another_mode {
+            self.open_hole();
+        }
         self.show();
     }
 
@@ -202,8 +237,7 @@ impl Session {
     pub fn show(&self) {
         let findings = self.findings();
         let horizon = match findings.mode() {
-            // A whole window is read each time; its youngest edge is ten hours wide at least.
-            Mode::Windows => 10 * 3600,
+            Mode::Windows => self.windows_horizon_s(&findings),
             _ => self.lateness.as_secs(),
         };
         findings.show(&self.board, horizon);
@@ -237,6 +271,16 @@ impl Session {
     /// How long that took the last time: a row may be read so much later than it becomes visible.
     pub fn last_pass(&self) -> Option<Duration> {
         *self.pass.lock()
+    }
+
+    /// In an unsorted list everything in the tail's window is read again and again: a row is found if it appears while
+    /// its time still lies in the window. Just after midnight the window is shortest; what one reading takes is lost.
+    /// `day_starts_s` is of windows asked for a day earlier where `start_date` may exclude its day.
+    fn windows_horizon_s(&self, findings: &Findings) -> u64 {
+        let excluded = if findings.start_inclusive == Some(true) { 0 } else { DAY_S };
+        let starts = findings.day_starts_s.map_or(ZONE_MAX_S, |second| second.clamp(-ZONE_MAX_S, ZONE_MAX_S));
+        let reading = self.last_pass().map_or(0, |took| took.as_secs());
+        u64::try_from(WINDOW_DAYS * DAY_S - excluded - starts).unwrap_or(0).saturating_sub(reading)
     }
 
     /// A walk could not be followed to its end.

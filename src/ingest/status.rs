@@ -6,7 +6,10 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use jiff::{Timestamp, civil::Date};
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+
+use super::quarantine::Quarantine;
 
 /// How every other part follows the poller.
 pub type StatusReceiver = tokio::sync::watch::Receiver<Arc<Status>>;
@@ -125,7 +128,8 @@ impl Repair {
 }
 
 /// What is known of one UTC day's completeness.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum DayState {
     /// Upstream's count and the log's agree.
     Verified,
@@ -138,6 +142,9 @@ pub enum DayState {
 }
 
 impl DayState {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Verified, Self::Pending, Self::Gap, Self::Unavailable];
+
     /// The spelling of the contract.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -180,6 +187,8 @@ pub struct Status {
     pub partial: u64,
     /// Rows and events that can't be stored, since start.
     pub quarantined: u64,
+    /// The newest of them.
+    pub quarantine: Quarantine,
     /// Rows seen again with changed content, since start.
     pub revised: u64,
     /// Events whose event_id another event had, since start.
@@ -195,7 +204,30 @@ pub struct Status {
     /// Budget use by class.
     pub budget: Value,
     /// Days whose completeness is followed.
-    pub completeness: BTreeMap<Date, DayState>,
+    pub completeness: BTreeMap<Date, Completeness>,
+}
+
+/// What is known of one UTC day.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Completeness {
+    /// The verdict.
+    pub state: DayState,
+    /// Events that upstream counted and that neither it nor the log has any more; None where it is not known.
+    pub missing: Option<u64>,
+    /// Why the day is not verified, or what was odd about it.
+    pub reason: Option<String>,
+    /// When it was last compared with upstream, since start.
+    pub checked_at: Option<Timestamp>,
+}
+
+impl Completeness {
+    fn to_json(&self) -> Value {
+        json!({
+            "missing": self.missing,
+            "reason": self.reason,
+            "checked_at": self.checked_at.map(|at| at.to_string()),
+        })
+    }
 }
 
 impl Status {
@@ -203,7 +235,9 @@ impl Status {
     pub fn to_json(&self, now: Timestamp) -> Value {
         let lag = self.seen_until.map(|seen| (now.duration_since(seen).as_millis().max(0) as f64) / 1e3);
         let days: serde_json::Map<_, _> =
-            self.completeness.iter().map(|(day, state)| (day.to_string(), state.as_str().into())).collect();
+            self.completeness.iter().map(|(day, one)| (day.to_string(), one.state.as_str().into())).collect();
+        let day_details: serde_json::Map<_, _> =
+            self.completeness.iter().map(|(day, one)| (day.to_string(), one.to_json())).collect();
         json!({
             "state": self.state.as_str(),
             "seen_until": self.seen_until.map(|t| t.to_string()),
@@ -220,6 +254,7 @@ impl Status {
             "appended": self.appended,
             "partial": self.partial,
             "quarantined": self.quarantined,
+            "quarantine": self.quarantine.summary(),
             "revised": self.revised,
             "conflicts": self.conflicts,
             "late_found": self.late_found,
@@ -228,6 +263,7 @@ impl Status {
             "probe": self.probe,
             "budget": self.budget,
             "completeness": days,
+            "completeness_details": day_details,
         })
     }
 }
@@ -248,14 +284,21 @@ mod tests {
     #[test]
     fn lag_is_measured_from_what_was_seen_and_never_negative() {
         let seen: Timestamp = "2025-11-05T08:00:00Z".parse().unwrap();
+        let verified = Completeness {
+            state: DayState::Verified,
+            missing: Some(0),
+            reason: None,
+            checked_at: Some(seen),
+        };
         let status = Status {
             seen_until: Some(seen),
-            completeness: [("2025-11-04".parse().unwrap(), DayState::Verified)].into(),
+            completeness: [("2025-11-04".parse().unwrap(), verified)].into(),
             ..Status::default()
         };
         let later = status.to_json("2025-11-05T08:00:01.5Z".parse().unwrap());
         assert_eq!(later["lag_seconds"].as_f64(), Some(1.5));
         assert_eq!(later["completeness"]["2025-11-04"], "verified");
+        assert_eq!(later["completeness_details"]["2025-11-04"]["missing"], 0);
         let earlier = status.to_json("2025-11-05T07:59:59Z".parse().unwrap());
         assert_eq!(earlier["lag_seconds"].as_f64(), Some(0.0));
     }

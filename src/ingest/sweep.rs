@@ -230,7 +230,7 @@ async fn walk(session: &Session, class: Class, depth: Timestamp) -> Result<Walke
             session.intake.take(rows, Via::CatchUp, began, session.past()).await?;
             let stretch = Stretch { class, via: Via::CatchUp, backfill_before: session.past() };
             far(session, stretch, depth).await?;
-            if session.resumed().is_some() {
+            if session.resumed().is_some() || session.holes.any_edgeless() {
                 let oldest = gap::oldest(session, Window::default()).await?;
                 check_for_gap(session, oldest.unwrap_or(began)).await?;
             }
@@ -239,17 +239,27 @@ async fn walk(session: &Session, class: Class, depth: Timestamp) -> Result<Walke
     Ok(Walked { began, sent_at })
 }
 
-/// After a restart: where the list ends above the floor, upstream may have forgotten what came in between.
+/// After a restart or an outage: where the list ends above what was read for certain, upstream may have forgotten what
+/// came in between.
 ///
 /// # Errors
 /// [`Halt`].
 pub async fn check_for_gap(session: &Session, oldest: Timestamp) -> Result<(), Halt> {
     let floor = session.position.get().await.floor;
-    if let Some(known) = session.resumed()
-        && oldest > floor
+    let (from, known) = match session.resumed() {
+        Some(known) => (floor, Some(known)),
+        None if session.has_hole() => {
+            // It stands still since before the hole.
+            let from = session.board.status().seen_until.unwrap_or(floor);
+            (from, gap::newest_before(session.intake.log(), from))
+        }
+        None => return Ok(()),
+    };
+    if let Some(known) = known
+        && oldest > from
         && !gap::still_shows(session, known).await?
     {
-        gap::announce(session, floor, oldest).await?;
+        gap::announce(session, from, oldest).await?;
     }
     Ok(())
 }

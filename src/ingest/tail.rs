@@ -98,6 +98,10 @@ impl<'s> Tail<'s> {
                 Err(Halt::Lost) => self.session.walk_lost(),
                 Err(Halt::Upstream(error)) => {
                     self.failures += 1;
+                    if self.session.mode() == Mode::Windows {
+                        // Without order no page shows that it joins what was read before.
+                        self.session.open_hole();
+                    }
                     if self.failures >= FAILURES_MAX {
                         self.session.board.update(|status| {
                             if status.state == UpstreamState::Ok {
@@ -216,11 +220,14 @@ impl<'s> Tail<'s> {
         }
         self.learn_lead(&page);
         let first = self.edge.is_none();
-        let joins = whole || self.joins(&page.slots);
+        let overlaps = self.joins(&page.slots);
+        let joins = whole || overlaps;
         let depth = sweep::depth(session).await;
         let deep = whole || seek::passed(&page.slots, depth);
         let head = Head::of(&page, &window, session.findings().order);
         let mut fresh = self.head.as_ref().map(|before| before.above(&head, &page.slots)).unwrap_or_default();
+        // The list ends above what was read before: nothing of it is there any more.
+        let mut forgotten = whole && !overlaps && self.head.as_ref().is_some_and(|head| !head.is_empty());
         // Handed on with the oldest first.
         let mut rows: Vec<_> = page.slots.iter().rev().cloned().collect();
         let mut closed = joins || deep;
@@ -232,6 +239,8 @@ impl<'s> Tail<'s> {
                 match walked {
                     Ok((Down::Reached(all), above)) => {
                         session.walk_done();
+                        forgotten = above.is_none()
+                            && !all.iter().any(|slot| slot.time.is_some_and(|time| time < depth));
                         (rows, closed) = (all, true);
                         let before = self.head.as_ref();
                         if let Some(above) = above.filter(|_| before.is_some_and(|b| b.leads_to(&head))) {
@@ -266,7 +275,7 @@ impl<'s> Tail<'s> {
         if let Some(swept) = swept {
             session.has_swept(swept);
         }
-        if deep && session.resumed().is_some() && whole {
+        if forgotten || (whole && session.resumed().is_some()) {
             // Only a sweep looks for what upstream may have forgotten.
             session.open_hole();
         } else if deep && !session.has_hole() {
@@ -310,13 +319,15 @@ impl<'s> Tail<'s> {
         if session.findings().total_exact != Some(true) || window.start.is_none() {
             return;
         }
-        match self.totals.check(window.start, total, session.intake.distinct()) {
+        let (read, deep) = (session.intake.distinct(), session.intake.found_by_ledger());
+        match self.totals.check(window.start, total, read, deep) {
             _ if sabotage::on(Bug::IgnoreAlarm) => {}
             Verdict::Explained => {}
             Verdict::Missing(rows) => {
                 metrics::counter!(names::ALARMS).increment(1);
                 tracing::debug!(rows, "upstream counts more new rows than were read: sweeping now");
                 session.sweep_now.notify_one();
+                session.ledger_now.notify_one();
             }
             Verdict::Untrusted => {
                 tracing::warn!("upstream's total rises without rows: it is not trusted any more");

@@ -1,6 +1,8 @@
 //! The whole poller against the simulator: what the log holds at the end is what really happened.
 
+mod capabilities;
 mod edges;
+mod ledger;
 mod overload;
 mod provenance;
 mod repair;

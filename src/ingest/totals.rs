@@ -21,14 +21,15 @@ pub enum Verdict {
 #[derive(Debug, Default)]
 pub struct Totals {
     base: Option<(Option<Date>, u64, u64)>,
-    /// Rows read when the last alarm was raised.
-    alarmed: Option<u64>,
+    /// Rows read, and rows that the ledger had found, when the last alarm was raised.
+    alarmed: Option<(u64, u64)>,
     fruitless: u32,
 }
 
 impl Totals {
     /// Compares the rise of `total` of the window beginning at `start` with that of `read`, the rows read so far.
-    pub fn check(&mut self, start: Option<Date>, total: Option<u64>, read: u64) -> Verdict {
+    /// `deep`: rows that the ledger has found so far; they explain alarms, but no rise, since theirs is long past.
+    pub fn check(&mut self, start: Option<Date>, total: Option<u64>, read: u64, deep: u64) -> Verdict {
         let Some(total) = total else { return Verdict::Explained };
         let Some((_, base_total, base_read)) =
             self.base.replace((start, total, read)).filter(|b| b.0 == start)
@@ -41,7 +42,7 @@ impl Totals {
             return Verdict::Explained;
         }
         // Rows of a sweep that ran between are read before they are counted: their alarm is the last one's answer.
-        let fruitless = self.alarmed.replace(read) == Some(read);
+        let fruitless = self.alarmed.replace((read, deep)) == Some((read, deep));
         self.fruitless = if fruitless { self.fruitless + 1 } else { 0 };
         if self.fruitless >= FRUITLESS_MAX {
             self.fruitless = 0;
@@ -59,7 +60,7 @@ mod tests {
     fn only_an_unexplained_rise_is_an_alarm() {
         let mut totals = Totals::default();
         let day = Some("2025-11-05".parse().unwrap());
-        let mut check = |total, read| totals.check(day, Some(total), read);
+        let mut check = |total, read| totals.check(day, Some(total), read, 0);
         assert_eq!(check(1_000, 10), Verdict::Explained);
         assert_eq!(check(1_003, 13), Verdict::Explained);
         assert_eq!(check(1_005, 14), Verdict::Missing(1));
@@ -71,15 +72,35 @@ mod tests {
     fn another_day_is_another_count() {
         let mut totals = Totals::default();
         let days = ["2025-11-05", "2025-11-06"].map(|day| Some(day.parse().unwrap()));
-        totals.check(days[0], Some(1_000), 0);
-        assert_eq!(totals.check(days[1], Some(5_000), 0), Verdict::Explained);
-        assert_eq!(totals.check(days[1], Some(5_001), 0), Verdict::Missing(1));
+        totals.check(days[0], Some(1_000), 0, 0);
+        assert_eq!(totals.check(days[1], Some(5_000), 0, 0), Verdict::Explained);
+        assert_eq!(totals.check(days[1], Some(5_001), 0, 0), Verdict::Missing(1));
     }
 
     #[test]
     fn a_count_that_rises_by_itself_is_found_out() {
         let mut totals = Totals::default();
-        let verdicts = (0..12).map(|i| totals.check(None, Some(i), 0));
+        let verdicts = (0..12).map(|i| totals.check(None, Some(i), 0, 0));
         assert!(verdicts.collect::<Vec<_>>().contains(&Verdict::Untrusted));
+    }
+
+    #[test]
+    fn rows_that_the_ledger_finds_clear_the_count_of_suspicion_and_hide_no_other() {
+        let mut totals = Totals::default();
+        totals.check(None, Some(0), 0, 0);
+        for i in 1..40 {
+            assert_eq!(totals.check(None, Some(i), 0, i), Verdict::Missing(1));
+        }
+        assert_eq!(totals.check(None, Some(39), 0, 50), Verdict::Explained);
+    }
+
+    /// Retention at the far end hides what is inserted at the same time: that is left to sweep and ledger.
+    #[test]
+    fn a_removal_hides_an_insertion_but_spoils_no_later_alarm() {
+        let mut totals = Totals::default();
+        totals.check(None, Some(100), 0, 0);
+        assert_eq!(totals.check(None, Some(100), 0, 0), Verdict::Explained, "one came, one went");
+        assert_eq!(totals.check(None, Some(95), 0, 0), Verdict::Explained, "one came, six went");
+        assert_eq!(totals.check(None, Some(96), 0, 0), Verdict::Missing(1));
     }
 }

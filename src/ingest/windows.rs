@@ -23,7 +23,7 @@ use super::{
 use crate::{event::Iccid, globalsim::budget::Class};
 
 /// The documented types; others are learnt.
-const TYPES: [&str; 5] =
+pub const TYPES: [&str; 5] =
     ["connection", "disconnection", "network_change", "data_usage_update", "location_update"];
 /// SIMs and types that are learnt to narrow by.
 const LEARNT_MAX: usize = 10_000;

@@ -58,6 +58,17 @@ async fn metrics_show_the_state_at_the_time_of_asking() {
 }
 
 #[tokio::test]
+async fn quarantined_rows_are_shown_without_numbers() {
+    let fixture = Fixture::new(vec![]);
+    let mut status = Status::default();
+    status.quarantine.add(jiff::Timestamp::UNIX_EPOCH, "row", "iccid is odd", r#"{"msisdn":"+4791234567"}"#);
+    fixture.upstream.send_replace(Arc::new(status));
+    let shown = get(&admin(&fixture), "/quarantine").await.json();
+    assert_eq!(shown["rows"][0]["reason"], "iccid is odd");
+    assert_eq!(shown["rows"][0]["raw"], r#"{"msisdn":"+******4567"}"#);
+}
+
+#[tokio::test]
 async fn nothing_else_is_served() {
     let router = admin(&Fixture::new(vec![]));
     assert_eq!(get(&router, "/v1/events").await.error().0, 404);

@@ -182,7 +182,12 @@ impl Writer {
                         events.clear();
                     }
                     metrics::counter!(names::QUARANTINED, "what" => "event").increment(1);
-                    self.board.update(|status| status.quarantined += 1);
+                    let (now, reason) = (self.clock.now(), source.to_string());
+                    let raw = format!("{} of {}", bad.event.id, bad.event.event_type);
+                    self.board.update(|status| {
+                        status.quarantined += 1;
+                        status.quarantine.add(now, "event", &reason, &raw);
+                    });
                     tracing::error!(id = %bad.event.id, reason = %source, "an event can't be stored");
                 }
                 Err(error) if error.retryable() => {

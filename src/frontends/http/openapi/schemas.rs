@@ -7,6 +7,7 @@ use super::reference;
 use crate::{
     event::{Flag, Via, cursor::CURSOR_CHARS},
     frontends::error::TABLE,
+    ingest::DayState,
 };
 
 /// All schemas by name.
@@ -237,6 +238,29 @@ fn stream() -> Value {
         ],
         &[],
     );
+    let verdict = json!({"type": "string", "enum": DayState::ALL.map(DayState::as_str)});
+    let judged = object(
+        &[
+            (
+                "missing",
+                described(
+                    nullable("integer"),
+                    "Events that neither upstream nor the log has; null if unknown.",
+                ),
+            ),
+            ("reason", nullable("string")),
+            ("checked_at", nullable_time()),
+        ],
+        &[],
+    );
+    let quarantine = object(
+        &[
+            ("kept", json!({"type": "integer"})),
+            ("last_at", nullable_time()),
+            ("last_reason", nullable("string")),
+        ],
+        &[],
+    );
     let upstream = object(
         &[
             ("state", json!({"type": "string", "enum": states})),
@@ -249,7 +273,10 @@ fn stream() -> Value {
             ("partial", json!({"type": "integer"})),
             ("probe", json!({})),
             ("budget", json!({})),
-            ("completeness", json!({"type": "object", "additionalProperties": {"type": "string"}})),
+            ("completeness", json!({"type": "object", "additionalProperties": verdict})),
+            ("completeness_details", json!({"type": "object", "additionalProperties": judged})),
+            ("quarantined", described(json!({"type": "integer"}), "Rows and events that can't be stored.")),
+            ("quarantine", quarantine),
         ],
         &[],
     );
