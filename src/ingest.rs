@@ -286,7 +286,10 @@ impl Ingest {
         let store = PositionStore::new(Arc::clone(&self.bus), Arc::clone(&self.board), position);
         store.write_first().await;
         let floor = store.get().await.floor;
-        let resumed = (!first_start).then(|| gap::newest_before(self.bus.log(), floor)).flatten();
+        let resumed = match first_start {
+            true => None,
+            false => gap::before(self.bus.log(), newest_before, floor).await.map_err(|_| Error::Broken)?,
+        };
         let session = Session::new(
             upstream,
             intake,

@@ -1,6 +1,6 @@
 //! What the readers of one run share.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use jiff::{SignedDuration, Timestamp, civil::Date};
 use parking_lot::Mutex;
@@ -9,7 +9,8 @@ use tokio::sync::{Notify, watch};
 use super::{
     board::Board,
     findings::Findings,
-    holes::Holes,
+    gap::Before,
+    holes::{Edge, Holes},
     intake::{Intake, Stopped},
     names,
     page::{ListPage, Order, Slot},
@@ -99,8 +100,10 @@ pub struct Session {
     pub holes: Holes,
     /// Until the first complete sweep of a first start: rows older than this are backfill, whoever finds them.
     past: Mutex<Option<Timestamp>>,
-    /// Until the first complete sweep of a restart: time of the newest event of before.
-    resumed: Mutex<Option<Timestamp>>,
+    /// Until the first complete sweep of a restart: what the log had before.
+    resumed: Mutex<Option<Before>>,
+    /// The newest position of the log when the first of the holes that are open now was found.
+    seq_before_hole: Mutex<u64>,
     /// The last complete sweep of a list with an order, or tail page that reached as deep.
     swept: Mutex<Option<Swept>>,
     /// The tail itself read down to the depth of a sweep, at this time.
@@ -146,14 +149,15 @@ impl Session {
             holes: Holes::default(),
             past: Mutex::default(),
             resumed: Mutex::default(),
+            seq_before_hole: Mutex::default(),
             swept: Mutex::default(),
             covered: watch::Sender::new(None),
         }
     }
 
-    /// What holds until the first complete sweep: rows older than `past` are backfill; `resumed` is the time of the
-    /// newest event of before a restart.
-    pub fn begin(&self, past: Option<Timestamp>, resumed: Option<Timestamp>) {
+    /// What holds until the first complete sweep: rows older than `past` are backfill; `resumed` is what the log had
+    /// before a restart.
+    pub fn begin(&self, past: Option<Timestamp>, resumed: Option<Before>) {
         (*self.past.lock(), *self.resumed.lock()) = (past, resumed);
     }
 
@@ -175,8 +179,8 @@ impl Session {
         *self.past.lock()
     }
 
-    /// The newest event of before a restart, while no sweep is complete.
-    pub fn resumed(&self) -> Option<Timestamp> {
+    /// What the log had before a restart, while no sweep is complete.
+    pub fn resumed(&self) -> Option<Before> {
         *self.resumed.lock()
     }
 
@@ -302,8 +306,26 @@ impl Session {
     /// Rows may be missing and nobody knows between which: until a sweep that begins after this is complete,
     /// `seen_until` stands still.
     pub fn open_hole(&self) {
+        self.before_hole();
         self.holes.open_edgeless();
         self.sweep_now.notify_one();
+    }
+
+    /// The same where it is known that they lie below rows with these keys and above `bottom`.
+    pub fn open_hole_between(&self, bottom: Edge, top: HashSet<u64>) {
+        self.before_hole();
+        self.holes.open(bottom, top);
+    }
+
+    fn before_hole(&self) {
+        if !self.has_hole() {
+            *self.seq_before_hole.lock() = self.intake.log().bounds().last_seq;
+        }
+    }
+
+    /// The newest position of the log when the first of the holes that are open now was found.
+    pub fn seq_before_hole(&self) -> u64 {
+        *self.seq_before_hole.lock()
     }
 
     /// Whether rows may be missing.
@@ -338,6 +360,6 @@ impl Session {
 }
 
 /// The keys by which a later page is recognised to join this one.
-pub fn keys(slots: &[Slot<Item>]) -> std::collections::HashSet<u64> {
+pub fn keys(slots: &[Slot<Item>]) -> HashSet<u64> {
     slots.iter().filter(|slot| slot.unique).map(|slot| slot.key).collect()
 }

@@ -246,18 +246,22 @@ async fn walk(session: &Session, class: Class, depth: Timestamp) -> Result<Walke
 /// [`Halt`].
 pub async fn check_for_gap(session: &Session, oldest: Timestamp) -> Result<(), Halt> {
     let floor = session.position.get().await.floor;
-    let (from, known) = match session.resumed() {
-        Some(known) => (floor, Some(known)),
-        None if session.has_hole() => {
-            // It stands still since before the hole.
-            let from = session.board.status().seen_until.unwrap_or(floor);
-            (from, gap::newest_before(session.intake.log(), from))
-        }
+    let resumed = session.resumed();
+    let from = match resumed {
+        Some(_) => floor,
+        // It stands still since before the hole.
+        None if session.has_hole() => session.board.status().seen_until.unwrap_or(floor),
         None => return Ok(()),
     };
-    if let Some(known) = known
-        && oldest > from
-        && !gap::still_shows(session, known).await?
+    if oldest <= from {
+        return Ok(());
+    }
+    let before = match resumed {
+        Some(before) => Some(before),
+        None => gap::before(session.intake.log(), session.seq_before_hole(), from).await?,
+    };
+    if let Some(before) = before
+        && !gap::still_shows(session, before).await?
     {
         gap::announce(session, from, oldest).await?;
     }

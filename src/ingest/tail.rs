@@ -256,7 +256,7 @@ impl<'s> Tail<'s> {
             if !closed {
                 // What was read is in one piece: its lowest rows are the top of the hole.
                 let top = rows.iter().take(PAGE_ROWS as usize).filter(|slot| slot.unique);
-                session.holes.open(edge.clone(), top.map(|slot| slot.key).collect());
+                session.open_hole_between(edge.clone(), top.map(|slot| slot.key).collect());
                 session.show_backlog(Some(session.holes.rows_above(edge).unwrap_or(rows.len() as u64)));
             }
         } else if !closed {

@@ -181,6 +181,38 @@ async fn what_upstream_forgot_is_announced_however_the_rest_is_read() {
     }
 }
 
+/// However much the log has of after the floor: what lies before it is found.
+#[tokio::test(start_paused = true)]
+async fn what_a_busy_fleet_lost_is_announced() {
+    for order in [faults::Order::Newest, faults::Order::Oldest, faults::Order::Unsorted] {
+        let rig = Rig::new(Faults { order, ..Faults::default() }).await;
+        let mut run = rig.run();
+        backfilled(&mut run).await;
+        rig.settled().await;
+        let floor = rig.clock.now();
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        rig.sim.inject_burst(700);
+        rig.settled().await;
+        run.seen(rig.clock.now()).await;
+        run.stop().await;
+        let kept = Position { floor, origin: floor - SignedDuration::from_hours(24), backfill: None };
+        let value = serde_json::to_vec(&kept).unwrap().into();
+        rig.bus.kv_put(crate::bus::Bucket::State, position::KEY, value).await.unwrap();
+        rig.sim.remove_oldest(1_000_000);
+        for n in 0..300 {
+            // Times in no order, so that a list without order shows that it has none.
+            let at = rig.clock.now() - SignedDuration::from_secs(n * 7 % 20);
+            rig.sim.inject(simulator::EventSpec { timestamp: Some(at), ..Default::default() });
+        }
+        let mut run = rig.run();
+        rig.settled().await;
+        run.until("the hole is closed", |status| status.seen_until.is_some()).await;
+        let gaps = rig.everything().into_iter().filter(|e| e.data("event_type") == "simcast.gap").count();
+        assert_eq!(gaps, 1, "{order:?}");
+        run.stop().await;
+    }
+}
+
 /// Rows older than ids are remembered are not appended: after so long a pause that is a hole too.
 #[tokio::test(start_paused = true)]
 async fn a_pause_longer_than_ids_are_kept_is_announced() {
