@@ -209,6 +209,7 @@ pub fn budget_config(upstream: &config::Upstream, data: &Path) -> BudgetConfig {
         requests_per_minute: upstream.requests_per_minute,
         limit_per_minute: upstream.limit_per_minute,
         journal: Some(data.join(BUDGET_JOURNAL)),
+        shared: false,
     }
 }
 

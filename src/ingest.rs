@@ -29,6 +29,7 @@ mod quarantine;
 mod repair;
 mod seek;
 mod session;
+mod share;
 pub mod status;
 mod sweep;
 mod tail;
@@ -70,6 +71,8 @@ const LEASE: &str = "poller";
 const LEASE_TTL: Duration = Duration::from_secs(10);
 /// Pause before the lease, or a first page that failed, is asked for again.
 const PAUSE: Duration = Duration::from_secs(2);
+/// Pause before a failed read or write of what is kept on the bus is tried again.
+const RETRY: Duration = Duration::from_secs(1);
 /// Without backfill, rows this much older than the first read still count as new: they may have appeared late.
 const GRACE: SignedDuration = SignedDuration::from_secs(60);
 
@@ -100,6 +103,9 @@ pub struct Config {
     pub lateness: Duration,
     /// Days that the log remembers ids; older rows can't be told from repeats and are not appended.
     pub ids_kept_days: u32,
+    /// Whether other gateways on the same bus use the same key. The gate must know it too
+    /// ([`BudgetConfig::shared`](crate::globalsim::budget::BudgetConfig::shared)).
+    pub shared_budget: bool,
 }
 
 impl Default for Config {
@@ -111,6 +117,7 @@ impl Default for Config {
             details_wait: Duration::from_millis(800),
             lateness: Duration::from_secs(600),
             ids_kept_days: 7,
+            shared_budget: false,
         }
     }
 }
@@ -227,9 +234,14 @@ impl Ingest {
             biased;
             () = shutdown.cancelled() => Ok(Turn::Stopped),
             () = lost => Ok(Turn::Lost),
+            () = self.share_budget() => Ok(Turn::Lost),
             ended = self.read(&mut tasks, fence, &stopping) => ended,
         };
         stopping.cancel();
+        self.gate.revoke();
+        if self.config.shared_budget && matches!(turn, Ok(Turn::Stopped)) {
+            share::leave(&self.gate, &self.bus, &self.run_name()).await;
+        }
         // Only the append in flight is waited for; the other task just ends.
         while let Some(ended) = tasks.join_next().await {
             if let Ok(Err(error)) = ended {
@@ -241,6 +253,19 @@ impl Ingest {
             }
         }
         turn
+    }
+
+    /// Keeps the budget with other gateways; comes back when one of them has taken over.
+    async fn share_budget(&self) {
+        if !self.config.shared_budget {
+            return std::future::pending().await;
+        }
+        share::run(&self.gate, &self.bus, &self.run_name()).await;
+    }
+
+    /// Tells notes of this run from those of any other: a restart has forgotten what it sent.
+    fn run_name(&self) -> String {
+        format!("{:016x}", self.rng_seed)
     }
 
     /// Starts the tasks and runs the readers; comes back only when they can't go on.

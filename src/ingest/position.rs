@@ -3,20 +3,17 @@
 //! Written only after what it speaks of is durable in the log; a crash in between repeats reads, and known ids keep
 //! the repeats out of the log.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use jiff::{Timestamp, civil::Date};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 
-use super::board::Board;
+use super::{RETRY, board::Board};
 use crate::bus::{Bucket, Bus, KvError};
 
 /// Key in [`Bucket::State`].
 pub const KEY: &str = "floor";
-
-/// Pause before a failed read or write of the store is tried again.
-const RETRY: Duration = Duration::from_secs(1);
 
 /// What is kept.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

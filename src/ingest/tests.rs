@@ -7,6 +7,7 @@ mod overload;
 mod provenance;
 mod repair;
 mod rig;
+mod share;
 mod store;
 mod unsorted;
 

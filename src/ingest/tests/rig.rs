@@ -1,7 +1,14 @@
 //! A simulator, a log in memory and a poller between them, in one thread and without sockets: tokio's clock is paused
 //! and jumps to the next timer whenever nobody has anything to do, so days pass in seconds, and alike each time.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use jiff::Timestamp;
 use serde_json::Value;
@@ -33,6 +40,8 @@ pub(super) struct Rig {
     pub clock: SharedClock,
     pub config: Config,
     pub budget: u32,
+    /// Pollers started: each has randomness of its own.
+    runs: AtomicU64,
 }
 
 pub(super) struct Run {
@@ -69,7 +78,7 @@ impl Rig {
         let config = simulator::Config { requests_per_minute: 1_000_000, ..config };
         let sim = simulator::start(config, listener, Arc::clone(&clock));
         let bus = Embedded::in_memory(Arc::clone(&clock));
-        Self { sim, bus, clock, config: Config::default(), budget: 100_000 }
+        Self { sim, bus, clock, config: Config::default(), budget: 100_000, runs: AtomicU64::new(0) }
     }
 
     /// Starts a poller on the rig's log.
@@ -79,8 +88,12 @@ impl Rig {
 
     /// Starts a poller on another bus, such as one around the rig's own.
     pub fn run_on(&self, bus: Arc<dyn Bus>) -> Run {
-        let budget =
-            BudgetConfig { requests_per_minute: self.budget, limit_per_minute: self.budget, journal: None };
+        let budget = BudgetConfig {
+            requests_per_minute: self.budget,
+            limit_per_minute: self.budget,
+            journal: None,
+            shared: self.config.shared_budget,
+        };
         let gate = Gate::open(budget, Arc::clone(&self.clock)).unwrap();
         let key = KeySource::Inline(Secret::new(simulator::DEFAULT_API_KEY).unwrap());
         let config = client::Config {
@@ -90,7 +103,8 @@ impl Rig {
         };
         let client =
             Client::in_memory(config, self.sim.dialer(), gate.clone(), Arc::clone(&self.clock)).unwrap();
-        let ingest = Ingest::new(self.config.clone(), client, gate, bus, Arc::clone(&self.clock), 1);
+        let seed = self.runs.fetch_add(1, Ordering::Relaxed);
+        let ingest = Ingest::new(self.config.clone(), client, gate, bus, Arc::clone(&self.clock), seed);
         let status = ingest.status();
         let shutdown = CancellationToken::new();
         let task = tokio::spawn(ingest.run(shutdown.clone()));
@@ -198,6 +212,12 @@ impl Run {
     /// Waits until everything visible at this moment has been read and is durable.
     pub async fn seen(&mut self, now: Timestamp) {
         self.until("all was seen", |status| status.seen_until.is_some_and(|seen| seen > now)).await;
+    }
+
+    /// Ends it where it stands, as a kill does.
+    pub async fn kill(self) {
+        self.task.abort();
+        let _ = self.task.await;
     }
 
     /// Stops it and waits for its end.
