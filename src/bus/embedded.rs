@@ -4,7 +4,7 @@
 //! are remembered for the whole retention, and two gateways can't open the same directory, since the first holds an
 //! OS lock on it until it ends, however it ends.
 
-mod caretaker;
+pub(in crate::bus) mod caretaker;
 mod kv;
 mod writer;
 
