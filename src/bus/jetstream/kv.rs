@@ -174,7 +174,7 @@ impl Buckets {
         let mut watch = self.begin(bucket, prefix).await?;
         let entries = watch.snapshot().await;
         watch.end().await;
-        Ok(entries?)
+        entries
     }
 
     /// See [`Bus::kv_watch`](crate::bus::Bus::kv_watch).

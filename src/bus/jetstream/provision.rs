@@ -255,15 +255,13 @@ impl Comparison<'_> {
 fn compare(wanted: &StreamConfig, found: &StreamConfig) -> Vec<Drift> {
     let name = &wanted.name;
     let edit = |flag: String| format!("run: nats stream edit {name} {flag}");
-    let remake = format!(
-        "give simcast a stream of its own: set bus.nats.stream and bus.nats.subject_prefix to names that nobody uses"
-    );
+    let remake = "give simcast a stream of its own: set bus.nats.stream and bus.nats.subject_prefix to names that nobody uses";
     let mut c = Comparison { object: name, drift: Vec::new() };
     let (mut want, mut have) = (wanted.subjects.clone(), found.subjects.clone());
     want.sort();
     have.sort();
-    c.check("subjects", &want, &have, true, remake.clone());
-    c.check("metadata simcast_incarnation", &true, &incarnation_of(found).is_some(), true, remake.clone());
+    c.check("subjects", &want, &have, true, remake);
+    c.check("metadata simcast_incarnation", &true, &incarnation_of(found).is_some(), true, remake);
     let schema = |config: &StreamConfig| config.metadata.get(SCHEMA).cloned().unwrap_or_default();
     c.check(
         "metadata simcast_schema",
@@ -272,7 +270,7 @@ fn compare(wanted: &StreamConfig, found: &StreamConfig) -> Vec<Drift> {
         true,
         "a gateway of another version has made it: run that version, or begin with another bus.nats.stream",
     );
-    c.check("retention", &wanted.retention, &found.retention, true, remake.clone());
+    c.check("retention", &wanted.retention, &found.retention, true, remake);
     c.check("storage", &wanted.storage, &found.storage, true, remake);
     c.check("allow_atomic", &true, &found.allow_atomic_publish, true, edit("--allow-batch".to_owned()));
     c.check("discard", &wanted.discard, &found.discard, true, edit("--discard=old".to_owned()));
