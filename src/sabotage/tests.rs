@@ -29,6 +29,11 @@ const CAUGHT: &[(Bug, u8, &str)] = &[
         1,
         "ingest::tests::store::a_sweep_moves_no_floor_over_rows_that_are_not_durable",
     ),
+    (
+        Bug::FloorAtEnd,
+        1,
+        "ingest::sweep::tests::what_comes_late_behind_a_sweep_on_its_way_is_found_by_the_next",
+    ),
     (Bug::NoOverlap, 1, "ingest::walk::tests::reading_down_misses_nothing"),
     (Bug::StopAtKnown, 1, "ingest::tests::edges::a_rise_of_the_total_brings_a_sweep_at_once"),
     (Bug::LoseTies, 1, "ingest::walk::tests::equal_times_at_the_edge_of_a_page_are_all_read"),
