@@ -4,6 +4,7 @@ mod account;
 mod capabilities;
 mod edges;
 mod ledger;
+mod logs;
 mod overload;
 mod provenance;
 mod repair;
