@@ -193,7 +193,9 @@ async fn what_comes_late_behind_a_sweep_on_its_way_is_found_by_the_next() {
     let mut tasks = JoinSet::new();
     let session = session(&rig, &mut tasks).await;
     tokio::time::sleep(Duration::from_secs(1_500)).await;
-    // Some pages of rows about as old as a row may be late, and many that are older.
+    // Prompt ones, or upstream's clock would be taken to be behind; some pages of rows about as old as a row may be
+    // late, and many that are older.
+    rig.sim.inject_burst(30);
     let ages = (0..600).map(|n| 500 + n / 6).chain((0..2_000).map(|n| 620 + n / 3));
     for age in ages {
         let timestamp = Some(rig.clock.now() - SignedDuration::from_secs(age));
