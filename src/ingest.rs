@@ -339,13 +339,15 @@ impl Ingest {
             }
         };
         let halt = tokio::select! {
+            // In one order, not in one that chance decides: none of them ends unless all do.
+            biased;
+            halt = repair::run(&session, &self.bus, newest_before) => halt,
+            halt = backfill => halt,
+            halt = capabilities::run(&session) => halt,
+            halt = ledger::run(&session) => halt,
+            halt = sweep::run(&session) => halt,
             halt = Tail::new(&session).run() => halt,
             halt = catchup::run(&session) => halt,
-            halt = sweep::run(&session) => halt,
-            halt = ledger::run(&session) => halt,
-            halt = capabilities::run(&session) => halt,
-            halt = backfill => halt,
-            halt = repair::run(&session, &self.bus, newest_before) => halt,
         };
         debug_assert!(matches!(halt, Halt::Stopped(_)), "readers go on after anything else");
         if stopping.is_cancelled() {

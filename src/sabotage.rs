@@ -35,6 +35,8 @@ bugs! {
     ShowBeforeWrite = "show_before_write",
     /// The floor moves before the rows above it are durable.
     FloorBeforeSettle = "floor_before_settle",
+    /// A sweep moves the floor to when it ended.
+    FloorAtEnd = "floor_at_end",
     /// Pages of a walk are joined by their offsets, not by a row that both show.
     NoOverlap = "no_overlap",
     /// A sweep does not look at rows older than one that is known already.

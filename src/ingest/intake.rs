@@ -35,7 +35,7 @@ use super::{
     lateness::Lateness,
     names,
     page::Slot,
-    quarantine,
+    quarantine::{self, RecentKeys},
     seek::sort_ascending,
     upstream::{Item, Upstream},
 };
@@ -428,28 +428,5 @@ impl LostIds {
             one.records.is_empty() && time.is_some_and(|time| one.times.0 <= time && time <= one.times.1)
         };
         self.ids.contains(&id_hash(id)) || (via == Via::Repair && self.of.iter().any(within))
-    }
-}
-
-/// Keys of rows that can't be read, so that each is counted once.
-#[derive(Debug, Default)]
-struct RecentKeys {
-    keys: HashSet<u64>,
-    order: std::collections::VecDeque<u64>,
-}
-
-impl RecentKeys {
-    /// Whether it is new.
-    fn insert(&mut self, key: u64) -> bool {
-        let new = self.keys.insert(key);
-        if new {
-            self.order.push_back(key);
-            if self.order.len() > 10_000
-                && let Some(oldest) = self.order.pop_front()
-            {
-                self.keys.remove(&oldest);
-            }
-        }
-        new
     }
 }

@@ -4,7 +4,10 @@
 //! it is taken like any other. The text is for people: long digit sequences, which are numbers of SIMs and
 //! subscribers, show their last four digits only.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{
+    collections::{HashSet, VecDeque},
+    sync::Arc,
+};
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -17,6 +20,8 @@ const ROWS_MAX: usize = 100;
 const PERSONAL_DIGITS: usize = 6;
 /// Digits of them that are shown.
 const SHOWN_DIGITS: usize = 4;
+/// Rows that are remembered so that each is counted once.
+const KEYS_MAX: usize = 10_000;
 /// Bytes of a reason that are kept.
 const REASON_BYTES_MAX: usize = 300;
 
@@ -25,7 +30,8 @@ const REASON_BYTES_MAX: usize = 300;
 pub struct Quarantined {
     /// When it was read.
     pub at: Timestamp,
-    /// `row` for one that is no event, `event` for one that can't be stored.
+    /// `row` for one that is no event, `details` for one of a SIM's list that is not that SIM's event, `event` for one
+    /// that can't be stored.
     pub what: &'static str,
     /// Why, without personal digits.
     pub reason: String,
@@ -66,6 +72,29 @@ impl Quarantine {
     pub fn to_json(&self) -> Value {
         let shown = |row: &Arc<Quarantined>| json!({"at": row.at.to_string(), "what": row.what, "reason": row.reason, "raw": row.raw});
         json!({"rows_max": ROWS_MAX, "rows": self.0.iter().rev().map(shown).collect::<Vec<_>>()})
+    }
+}
+
+/// Keys of rows that can't be read, so that each is counted once.
+#[derive(Debug, Default)]
+pub struct RecentKeys {
+    keys: HashSet<u64>,
+    order: VecDeque<u64>,
+}
+
+impl RecentKeys {
+    /// Whether it is new.
+    pub fn insert(&mut self, key: u64) -> bool {
+        let new = self.keys.insert(key);
+        if new {
+            self.order.push_back(key);
+            if self.order.len() > KEYS_MAX
+                && let Some(oldest) = self.order.pop_front()
+            {
+                self.keys.remove(&oldest);
+            }
+        }
+        new
     }
 }
 

@@ -137,6 +137,7 @@ async fn complete(session: &Session) -> Result<(), Halt> {
     let mark = session.holes.mark();
     let depth = depth(session).await;
     let class = if session.holes.any_edgeless() { Class::CatchUp } else { Class::Sweep };
+    let watch = session.upstream.watch();
     let began = match session.mode() {
         // The tail reads its window wholly, again and again, and tells when it has.
         Mode::Windows if depth >= midnight(day_plus(session.window_day(), 1)) => return Ok(()),
@@ -145,18 +146,19 @@ async fn complete(session: &Session) -> Result<(), Halt> {
             let order = session.order();
             let Walked { began, sent_at } = walk(session, class, depth).await?;
             if session.order() == order {
-                session.has_swept(Swept { sent_at, depth });
+                session.has_swept(Swept { sent_at: watch.seen(sent_at), depth });
             }
             began
         }
     };
+    let began = watch.seen(began);
     session.walk_done();
     session.begun();
     session.holes.close(mark);
     if !session.has_hole() {
         session.show_backlog(None);
     }
-    raise(session, began).await?;
+    raise(session, if sabotage::on(Bug::FloorAtEnd) { session.clock.now() } else { began }).await?;
     metrics::counter!(names::SWEEPS, "outcome" => "complete").increment(1);
     Ok(())
 }
@@ -295,3 +297,6 @@ async fn head(session: &Session, class: Class, window: &Window) -> Result<ListPa
     let Some(total) = first.total.filter(|total| *total > PAGE_ROWS) else { return Ok(first) };
     Ok(session.upstream.page(class, window, total - PAGE_ROWS / 2).await?)
 }
+
+#[cfg(test)]
+mod tests;

@@ -391,13 +391,14 @@ impl<'s> Tail<'s> {
                 whole_at = Some(began);
             }
             let mark = session.holes.mark();
-            let asked_at = session.clock.now();
+            let (watch, asked_at) = (session.upstream.watch(), session.clock.now());
             let window = Window::since(session.window_day());
             let mut complete = windows.read(session, Class::Tail, window, Via::Tail, session.past()).await?;
             if everything {
                 complete &= windows.read_undated(session, session.past()).await?;
                 session.note_pass(began.elapsed());
             }
+            let asked_at = watch.seen(asked_at);
             if complete {
                 // Nobody knows where a list without order ends: the gap reaches up to now.
                 sweep::check_for_gap(session, asked_at).await?;

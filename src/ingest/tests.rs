@@ -1,12 +1,14 @@
 //! The whole poller against the simulator: what the log holds at the end is what really happened.
 
+mod account;
 mod capabilities;
 mod edges;
 mod ledger;
+mod logs;
 mod overload;
 mod provenance;
 mod repair;
-mod rig;
+pub(super) mod rig;
 mod share;
 mod store;
 mod unsorted;

@@ -3,7 +3,7 @@
 //! A page that breaks is asked for again, a bounded number of times. A key that is refused closes the door for all
 //! but one request a minute, whoever asks. What happened is put on the board for the operator.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use jiff::{SignedDuration, Timestamp, civil::Date};
 use parking_lot::Mutex;
@@ -13,6 +13,7 @@ use super::{
     board::Board,
     names,
     page::{ListPage, PAGE_ROWS, PageSource, ROWS_MAX, Shown, Slot},
+    quarantine::{self, RecentKeys},
     status::UpstreamState,
 };
 use crate::{
@@ -40,6 +41,9 @@ const STALE_AFTER: Duration = Duration::from_secs(10);
 const LOG_EVERY: Duration = Duration::from_secs(60);
 /// How often a refused key is tried again.
 const REFUSED_PAUSE: Duration = Duration::from_secs(60);
+
+/// Answers over which the clocks are compared.
+const BEHIND_OVER: u32 = 1_000;
 
 /// A part of the account-wide list.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
@@ -74,6 +78,10 @@ pub struct Upstream {
     refused: Mutex<Option<Instant>>,
     /// When a request last succeeded.
     succeeded: Mutex<Option<Instant>>,
+    /// Whether answers are of now.
+    freshness: Mutex<Freshness>,
+    /// Rows of SIMs' lists that were quarantined.
+    bad_details: Mutex<RecentKeys>,
     /// Which kind of failure was logged last, and when.
     logged: Mutex<Option<(Kind, Instant)>>,
 }
@@ -88,6 +96,8 @@ impl Upstream {
             rng,
             refused: Mutex::default(),
             succeeded: Mutex::default(),
+            freshness: Mutex::default(),
+            bad_details: Mutex::default(),
             logged: Mutex::default(),
         }
     }
@@ -128,7 +138,10 @@ impl Upstream {
             let answer = self.client.activity(class, &query).await;
             self.note(class, &answer);
             match answer {
-                Ok(page) => return Ok(list_page(page, offset)),
+                Ok(page) => {
+                    self.freshness.lock().observe(&page);
+                    return Ok(list_page(page, offset));
+                }
                 Err(error) if error.retryable() && attempt < TRIES_MAX => {
                     let wait = error.retry_after().unwrap_or_else(|| self.jittered(pause)).min(PAUSE_MAX);
                     tokio::time::sleep(wait).await;
@@ -154,7 +167,35 @@ impl Upstream {
             }
             _ => self.note(Class::Details, &answer),
         }
+        if let Ok(page) = &answer {
+            self.quarantine(page);
+        }
         answer
+    }
+
+    /// Notes from now on how old answers are.
+    pub fn watch(&self) -> Watch<'_> {
+        let mut freshness = self.freshness.lock();
+        freshness.last_watch += 1;
+        let number = freshness.last_watch;
+        freshness.oldest.insert(number, Timestamp::MAX);
+        Watch { upstream: self, number }
+    }
+
+    /// Keeps for the operator what is wrong with a SIM's list, such as that it says to be another SIM's. One row of each
+    /// answer: what is wrong with the whole of it is wrong with each.
+    fn quarantine(&self, page: &Page<Row>) {
+        let Some(Err(bad)) = page.rows.iter().find(|row| row.is_err()) else { return };
+        if !self.bad_details.lock().insert(key_of(bad)) {
+            return;
+        }
+        metrics::counter!(names::QUARANTINED, "what" => "details").increment(1);
+        let reason = quarantine::shown(&bad.reason);
+        tracing::warn!(reason, "a row of a SIM's list can't be used");
+        self.board.update(|status| {
+            status.quarantined += 1;
+            status.quarantine.add(page.answered_at, "details", &bad.reason, &bad.raw);
+        });
     }
 
     /// Whether a request that nobody waits for may be sent.
@@ -256,6 +297,65 @@ impl Upstream {
     }
 }
 
+/// Answers may come from the memory of a proxy, whatever is asked of it. Their Date is then further behind than that of
+/// others, and what they do not show may have been there long since.
+#[derive(Debug, Default)]
+struct Freshness {
+    /// By how much Date was behind our clock at least, lately and before that.
+    least: [Option<SignedDuration>; 2],
+    answers: u32,
+    /// When the oldest answer was made since each watch began.
+    oldest: HashMap<u64, Timestamp>,
+    last_watch: u64,
+}
+
+impl Freshness {
+    fn observe(&mut self, page: &Page<Row>) {
+        let made_at = page.server_date.map_or(page.asked_at, |date| {
+            let behind = page.asked_at.duration_since(date);
+            // Clocks may be set: what they differed by long ago is forgotten.
+            self.answers += 1;
+            if self.answers.is_multiple_of(BEHIND_OVER) {
+                self.least = [None, self.least[0]];
+            }
+            self.least[0] = Some(self.least[0].map_or(behind, |least| least.min(behind)));
+            let least = self.least.into_iter().flatten().min().unwrap_or(behind);
+            let age = behind - least;
+            // Dates have whole seconds, so that fresh answers differ by one at most.
+            if age < DATE_GRAIN {
+                page.asked_at
+            } else {
+                page.asked_at.saturating_sub(age + DATE_GRAIN).unwrap_or(date)
+            }
+        });
+        for oldest in self.oldest.values_mut() {
+            *oldest = made_at.min(*oldest);
+        }
+    }
+}
+
+/// How old answers are since it began.
+#[derive(Debug)]
+pub struct Watch<'u> {
+    upstream: &'u Upstream,
+    number: u64,
+}
+
+impl Watch<'_> {
+    /// `began`, or when the oldest answer since was made, if that was earlier: what became visible after it may have
+    /// been missed.
+    pub fn seen(&self, began: Timestamp) -> Timestamp {
+        let oldest = self.upstream.freshness.lock().oldest.get(&self.number).copied();
+        oldest.map_or(began, |oldest| oldest.min(began))
+    }
+}
+
+impl Drop for Watch<'_> {
+    fn drop(&mut self) {
+        self.upstream.freshness.lock().oldest.remove(&self.number);
+    }
+}
+
 /// What a list window looks like to the walk.
 #[derive(Debug)]
 pub struct WindowSource<'a> {
@@ -303,18 +403,21 @@ fn slot(row: Item, any_id: bool, shown: Shown) -> Slot<Item> {
             shown,
             row,
         },
-        Err(bad) => {
-            let mut hasher = FieldHasher::new("bad row");
-            hasher.field(Some(&bad.raw));
-            Slot { key: hasher.finish_u64(), unique: true, time: None, ordinal: 0, shown, row }
-        }
+        Err(bad) => Slot { key: key_of(bad), unique: true, time: None, ordinal: 0, shown, row },
     }
+}
+
+/// What tells a row that can't be read from others.
+fn key_of(bad: &BadRow) -> u64 {
+    let mut hasher = FieldHasher::new("bad row");
+    hasher.field(Some(&bad.raw));
+    hasher.finish_u64()
 }
 
 /// Counts rows without event_id that are equal to each other. A walk counts those that are not unique anew over all
 /// its pages.
 fn number_equal_rows(slots: &mut [Slot<Item>]) {
-    let mut counts = std::collections::HashMap::new();
+    let mut counts = HashMap::new();
     for slot in slots {
         if slot.row.as_ref().is_ok_and(|row| row.event_id().is_none()) {
             let count = counts.entry(slot.key).or_insert(0);

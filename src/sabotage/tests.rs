@@ -29,6 +29,11 @@ const CAUGHT: &[(Bug, u8, &str)] = &[
         1,
         "ingest::tests::store::a_sweep_moves_no_floor_over_rows_that_are_not_durable",
     ),
+    (
+        Bug::FloorAtEnd,
+        1,
+        "ingest::sweep::tests::what_comes_late_behind_a_sweep_on_its_way_is_found_by_the_next",
+    ),
     (Bug::NoOverlap, 1, "ingest::walk::tests::reading_down_misses_nothing"),
     (Bug::StopAtKnown, 1, "ingest::tests::edges::a_rise_of_the_total_brings_a_sweep_at_once"),
     (Bug::LoseTies, 1, "ingest::walk::tests::equal_times_at_the_edge_of_a_page_are_all_read"),
@@ -132,4 +137,57 @@ fn every_bug_has_a_test_and_the_documents_tell_the_same() {
         .map(|(bug, promise, test)| (bug.name().to_owned(), promise.to_string(), (*test).to_owned()))
         .collect();
     assert_eq!(told, ours);
+}
+
+/// Backquoted names in a text.
+fn names(text: &str) -> Vec<&str> {
+    text.split('`').skip(1).step_by(2).collect()
+}
+
+/// The document names tests; each is there, in this binary or in the sources of the whole gateways' tests.
+#[tokio::test]
+async fn every_test_that_the_promises_name_exists() {
+    let listed = Command::new(std::env::current_exe().unwrap()).arg("--list").output().await.unwrap();
+    let listed = String::from_utf8(listed.stdout).unwrap();
+    let here: HashSet<_> = listed.lines().filter_map(|line| line.strip_suffix(": test")).collect();
+    let there = |path: &str| {
+        let (file, test) = path.split_once("::").unwrap();
+        let file = format!("{}/tests/it/{file}.rs", env!("CARGO_MANIFEST_DIR"));
+        let source = std::fs::read_to_string(&file).unwrap_or_default();
+        source.split("#[tokio::test").skip(1).any(|one| {
+            let head = one.split('{').next().unwrap_or_default();
+            head.contains(&format!("fn {test}("))
+        })
+    };
+    let document = include_str!("../../docs/GUARANTEES.md");
+    let named: Vec<_> = names(document).into_iter().filter(|name| name.contains("::")).collect();
+    let missing: Vec<_> = named
+        .iter()
+        .filter(|name| match name.strip_prefix("it::") {
+            Some("") => false,
+            Some(path) => !there(path),
+            None => !here.contains(*name),
+        })
+        .collect();
+    assert!(named.len() > 100, "only {} tests are named: this test looks at nothing", named.len());
+    assert!(missing.is_empty(), "{missing:#?}");
+}
+
+/// Each promise names the bugs that show that its tests can fail, and all tests that catch them.
+#[test]
+fn each_promise_names_its_bugs_and_the_tests_that_catch_them() {
+    let document = include_str!("../../docs/GUARANTEES.md");
+    let (_, promises) = document.split_once("## Promises\n").unwrap();
+    let promises = promises.split("\n## ").next().unwrap();
+    for number in 1..=7_u8 {
+        let (_, promise) = promises.split_once(&format!("### {number}. ")).unwrap();
+        let promise = promise.split("\n### ").next().unwrap();
+        let (tests, bugs) = promise.split_once("\nBugs: ").unwrap_or((promise, ""));
+        let ours: Vec<_> = CAUGHT.iter().filter(|(_, of, _)| *of == number).collect();
+        let told: HashSet<_> = names(bugs).into_iter().collect();
+        assert_eq!(told, ours.iter().map(|(bug, ..)| bug.name()).collect(), "promise {number}");
+        let tests: HashSet<_> = names(tests).into_iter().collect();
+        let silent: Vec<_> = ours.iter().filter(|(.., test)| !tests.contains(test)).collect();
+        assert!(silent.is_empty(), "promise {number} does not name {silent:?}");
+    }
 }

@@ -133,3 +133,47 @@ fn every_file_opens_with_why_it_exists() {
         files.into_iter().filter(|file| !fs::read_to_string(file).unwrap().starts_with("//!")).collect();
     assert!(silent.is_empty(), "{silent:#?}");
 }
+
+/// Where time and chance come from: who composes the parts, and the name that a new log gives itself.
+const SOURCES: [&str; 4] = ["clock.rs", "app.rs", "cli", "bus/embedded.rs"];
+/// What would take them from the machine instead; `clippy.toml` forbids its wall clock.
+const MACHINE: [&str; 7] = [
+    "std::time::Instant",
+    "fastrand::Rng::new(",
+    "fastrand::u64(",
+    "fastrand::usize(",
+    "fastrand::f64(",
+    "fastrand::shuffle(",
+    "thread_rng(",
+];
+
+#[test]
+fn time_and_chance_are_passed_in() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = Vec::new();
+    sources(&root, &mut files);
+    let (mut wrong, mut there) = (Vec::new(), 0);
+    for file in &files {
+        let path = file.strip_prefix(&root).unwrap();
+        if path.to_string_lossy().contains("tests") {
+            continue;
+        }
+        let text = fs::read_to_string(file).unwrap();
+        let code = product_code(&text).lines().filter(|line| !line.trim_start().starts_with("//"));
+        let found: Vec<_> = code.filter(|line| MACHINE.iter().any(|one| line.contains(one))).collect();
+        if SOURCES.iter().any(|source| path.starts_with(source)) {
+            there += found.len();
+        } else {
+            wrong.extend(found.iter().map(|line| format!("{}: {}", path.display(), line.trim())));
+        }
+        // `use std::time::{Duration, Instant}` is the same.
+        for (at, _) in text.match_indices("std::time::{") {
+            let group = text[at..].split('}').next().unwrap_or_default();
+            if group.contains("Instant") {
+                wrong.push(format!("{}: {group}", path.display()));
+            }
+        }
+    }
+    assert!(there >= 3, "only {there} are where they may be: this test looks at nothing");
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}

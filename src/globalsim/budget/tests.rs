@@ -325,6 +325,44 @@ async fn floors_hold_and_priority_rules_beyond_them() {
     assert!(tail > catch_up * 4, "{counts:?}");
 }
 
+/// Each class wants 60 requests a minute, of ever less: what is missing is taken from the last class first, down to
+/// what each keeps whatever the others want, and from the tail only when no other has more than that.
+#[tokio::test(start_paused = true)]
+async fn overload_is_shed_class_by_class_and_the_tail_last() {
+    const WANTED: u32 = 60;
+    for per_minute in [400, 310, 250, 190, 130, 95] {
+        let gate = gate(per_minute);
+        let until = Instant::now() + MINUTE * 12;
+        let counts: Arc<[AtomicU64; 6]> = Arc::default();
+        let mut tasks = tokio::task::JoinSet::new();
+        for class in Class::ALL {
+            let (gate, counts) = (gate.clone(), Arc::clone(&counts));
+            tasks.spawn(async move {
+                let mut turns = tokio::time::interval(MINUTE / WANTED);
+                turns.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+                while Instant::now() < until {
+                    turns.tick().await;
+                    gate.acquire(class).await.finish();
+                    counts[class.index()].fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        while tasks.join_next().await.is_some() {}
+        let got = counts.each_ref().map(|count| count.load(Ordering::Relaxed) / 12);
+        let has_all = |class: Class| got[class.index()] * 100 >= u64::from(WANTED) * 94;
+        let shed: Vec<Class> = Class::ALL.into_iter().filter(|class| !has_all(*class)).collect();
+        let message = format!("of {per_minute}: {got:?}");
+        assert!(Class::ALL.ends_with(&shed), "{message}");
+        assert_eq!(shed.is_empty(), per_minute >= 360 * 105 / 100, "{message}");
+        // All but the first of those that lack something keep little more than their floor.
+        for class in shed.iter().skip(1) {
+            let floor = u64::from(class.floor(per_minute));
+            assert!((floor * 9 / 10..=floor + 4).contains(&got[class.index()]), "{class:?} {message}");
+        }
+        assert!(has_all(Class::Tail), "{message}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn even_a_tiny_budget_serves_every_class() {
     let gate = gate(3);

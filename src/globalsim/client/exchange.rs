@@ -53,7 +53,7 @@ impl Answer {
 impl Exchange {
     pub async fn get(&self, config: &Arc<Config>, class: Class, url: Url) -> Result<Answer, Error> {
         let mut credentials = self.auth.current();
-        let mut tried = Vec::new();
+        let (mut tried, mut refused) = (Vec::new(), Vec::new());
         let mut refusal: Option<Error> = None;
         for _ in 0..ATTEMPTS_MAX {
             let slot = self.slot(config, class).await?;
@@ -73,8 +73,11 @@ impl Exchange {
                 }
             }
             match self.auth.after_refusal(&credentials) {
-                Some(next) => credentials = next,
-                None => break,
+                // What upstream accepted before and has just refused is not sent again.
+                Some(next) if next != credentials && !refused.contains(&next) => {
+                    refused.push(std::mem::replace(&mut credentials, next));
+                }
+                _ => break,
             }
         }
         Err(match refusal {

@@ -170,6 +170,18 @@ async fn a_key_refused_in_both_styles_costs_two_requests_once() {
     assert_eq!(server.targets().len(), 3);
 }
 
+/// A style that worked until the key was withdrawn is tried first and not once more after the other.
+#[tokio::test(start_paused = true)]
+async fn a_key_that_worked_and_is_withdrawn_costs_two_requests_at_most() {
+    let (server, client) = scripted([json(EMPTY)].into_iter().chain((0..6).map(|_| unauthorized()))).await;
+    ask(&client).await.unwrap();
+    for round in 1..=3 {
+        assert_eq!(ask(&client).await.unwrap_err().kind(), Kind::Auth);
+        assert_eq!(server.targets().len(), 1 + 2 * round);
+        tokio::time::advance(Duration::from_secs(60)).await;
+    }
+}
+
 #[tokio::test]
 async fn a_configured_style_and_a_telling_prefix_are_kept_to() {
     let server = Server::start([unauthorized(), json(EMPTY)]).await;

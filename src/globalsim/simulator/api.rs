@@ -99,7 +99,7 @@ async fn device_activity(State(shared): State<Arc<Shared>>, Path(device): Path<S
 
 /// Documented are `limit`, `offset` and `event_type`; dates and the rest are not, and are not heeded.
 fn activity_of(shared: &Shared, uri: &Uri, find: impl FnOnce(&World) -> Result<usize, Refusal>) -> Answer {
-    let (page, iccid, lists) = {
+    let (page, said, lists) = {
         let mut world = shared.world.lock();
         let lists = world.faults().lists.clone();
         let at = find(&world)?;
@@ -108,10 +108,16 @@ fn activity_of(shared: &Shared, uri: &Uri, find: impl FnOnce(&World) -> Result<u
         let window = world.window(&params);
         let event_type = params.event_type.as_deref();
         let filter = Filter { iccid: Some(&iccid), event_type, ..Filter::default() };
-        (world.sim_page(&filter, window), iccid, lists)
+        let page = world.sim_page(&filter, window);
+        let said = match world.strikes(lists.envelope_wrong) {
+            _ if lists.envelope_absent => None,
+            true => Some(world.fleet().get((at + 1) % world.fleet().len()).iccid.clone()),
+            false => Some(iccid),
+        };
+        (page, said, lists)
     };
     let mut json = Vec::with_capacity(64 + page.rows.len() * 320);
-    open_list(&mut json, Some(&iccid), &lists);
+    open_list(&mut json, said.as_deref(), &lists);
     for (at, row) in page.rows.iter().enumerate() {
         separate(&mut json, at);
         row.write_sim(&mut json)?;

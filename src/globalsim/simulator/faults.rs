@@ -91,6 +91,10 @@ pub struct Paging {
     pub erase_only_served: bool,
     /// Random rows whose content (not identity) changes.
     pub revisions: u32,
+    /// Events that become visible late, in their sorted place.
+    pub late: u32,
+    /// How late at most, in seconds; every other one is just as late.
+    pub late_within_s: u64,
     /// Rows older than this many seconds are not listed any more.
     pub retention_s: Option<u64>,
 }
@@ -129,6 +133,10 @@ pub struct Lists {
     pub joined_at_read: bool,
     /// Open sessions lack `end_time` instead of showing null.
     pub open_end_absent: bool,
+    /// Per-SIM lists do not say whose they are.
+    pub envelope_absent: bool,
+    /// Probability that a per-SIM list says that it is another SIM's.
+    pub envelope_wrong: f64,
 }
 
 /// The reported `total`.
@@ -247,6 +255,8 @@ pub struct Transport {
     /// A proxy answers the same request from memory for this long, in milliseconds, unless the client says
     /// `Cache-Control: no-cache`; 0 = no proxy.
     pub cache_ms: u64,
+    /// The proxy does not care what the client says.
+    pub cache_stubborn: bool,
 }
 
 /// Nothing answers, from the moment this is set.
@@ -295,6 +305,7 @@ impl Faults {
         let probabilities = [
             ("late.probability", self.late.probability),
             ("lists.short_page", self.lists.short_page),
+            ("lists.envelope_wrong", self.lists.envelope_wrong),
             ("content.duplicate_id", c.duplicate_id),
             ("content.duplicate_row", c.duplicate_row),
             ("content.missing_id", c.missing_id),

@@ -140,13 +140,17 @@ impl Shared {
 
     /// The handler's answer, or an earlier one when the caching proxy is switched on.
     async fn through_proxy(&self, request: Request, next: Next) -> Response {
-        let keep = Duration::from_millis(self.world.lock().faults().transport.cache_ms);
+        let (keep, stubborn) = {
+            let world = self.world.lock();
+            let transport = &world.faults().transport;
+            (Duration::from_millis(transport.cache_ms), transport.cache_stubborn)
+        };
         if keep.is_zero() {
             return next.run(request).await;
         }
         let target = request.uri().to_string();
         let kept = self.cache.lock().get(&target, keep);
-        if let Some(kept) = kept.filter(|_| !cache::wants_fresh(request.headers())) {
+        if let Some(kept) = kept.filter(|_| stubborn || !cache::wants_fresh(request.headers())) {
             self.meter.lock().struck("cache");
             return kept;
         }

@@ -5,7 +5,7 @@ use std::collections::BinaryHeap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use tokio::time::Instant;
 
 use super::Config;
@@ -229,6 +229,17 @@ impl World {
         rows
     }
 
+    /// One event that happened up to so many seconds ago, or just then.
+    fn inject_late(&mut self, within_s: u64, just: bool, now: Timestamp) {
+        let age_s = if just { within_s } else { self.between(0, within_s) };
+        let age = SignedDuration::from_secs(i64::try_from(age_s).unwrap_or(i64::MAX));
+        let timestamp = Some(now.saturating_sub(age).unwrap_or(now));
+        let spec = EventSpec { timestamp, ..EventSpec::default() };
+        let mut draft = self.traffic.on_request(&mut self.fleet, spec, now);
+        draft.late = true;
+        self.expose(draft, now, now);
+    }
+
     /// Exposes a generated event, and now and then once more.
     fn expose_drawn(&mut self, draft: Draft, visible_at: Timestamp, now: Timestamp) {
         let p = self.faults.content.duplicate_row;
@@ -285,6 +296,9 @@ impl World {
     pub(super) fn between_pages(&mut self, now: Timestamp) {
         let paging = self.faults.paging.clone();
         self.inject_burst(paging.inserts as usize, now);
+        for n in 0..paging.late {
+            self.inject_late(paging.late_within_s, n % 2 == 1, now);
+        }
         self.remove_oldest(paging.removes_oldest as usize, now);
         self.erase(paging.erases as usize, now);
         for _ in 0..paging.revisions {

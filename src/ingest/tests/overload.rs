@@ -172,3 +172,40 @@ async fn two_hundred_events_a_second_for_minutes_are_followed() {
 async fn five_hundred_events_a_second_for_a_minute_are_drained() {
     sustained(500.0, Duration::from_secs(60), Duration::from_secs(45)).await;
 }
+
+/// While rows are missing the budget goes to them: nothing is asked for details, closed days wait, and the newest rows
+/// are looked at all the same.
+#[tokio::test(start_paused = true)]
+async fn a_backlog_sheds_details_and_counting_and_the_tail_goes_on() {
+    let rig = loaded(10.0).await;
+    let (mut run, _) = rested(&rig).await;
+    tokio::time::sleep(Duration::from_secs(70)).await;
+    let asked = |since: usize| {
+        let requests: Vec<_> = rig.sim.requests().into_iter().skip(since).map(|one| one.target).collect();
+        let count = |is_it: fn(&str) -> bool| requests.iter().filter(|target| is_it(target)).count();
+        let details = count(|target| !target.contains("/sims/activity"));
+        let days = count(|target| target.contains("end_date="));
+        let tail = count(|target| target.contains("offset=0") && !target.contains("end_date="));
+        (details, days, tail)
+    };
+    let (details, ..) = asked(0);
+    assert!(details > 0, "rows wait for their details while there is budget for them");
+    rig.sim.inject_burst(15_000);
+    run.until("a backlog is told", |status| status.backlog_rows.is_some()).await;
+    // What is on its way already comes.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let (since, began) = (rig.sim.requests().len(), Instant::now());
+    run.until("it is drained", |status| status.backlog_rows.is_none()).await;
+    let (details, days, tail) = asked(since);
+    let took = began.elapsed().as_secs_f64();
+    println!("in {took:.1} s: {details} for details, {days} for closed days, {tail} of the tail");
+    assert_eq!(details, 0);
+    assert!(days as f64 <= took / 60.0 * f64::from(BUDGET) / 100.0 + 1.0, "{days}");
+    assert!(tail as f64 >= took / 2.2, "{tail}");
+    let (since, n) = (rig.sim.requests().len(), rig.sim.stats().exposed);
+    rig.sim.pause();
+    run.seen(rig.clock.now()).await;
+    run.until("details are asked for again", |_| asked(since).0 > 0).await;
+    assert!(rig.check_each_once().iter().filter(|event| !event.has("enriched")).count() as u64 >= n);
+    run.stop().await;
+}

@@ -10,13 +10,18 @@ use std::{
     time::Duration,
 };
 
+use async_trait::async_trait;
+use bytes::Bytes;
 use jiff::Timestamp;
 use serde_json::Value;
-use tokio::{net::TcpListener, task::JoinHandle};
+use tokio::{net::TcpListener, sync::mpsc, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    bus::{Bus, embedded::Embedded},
+    bus::{
+        AppendError, Appended, Bucket, Bus, Change, Entry, Fence, Health, KvError, Lease, NewEvent,
+        embedded::Embedded,
+    },
     clock::{SharedClock, TokioClock},
     event::Predicate,
     globalsim::{
@@ -26,7 +31,7 @@ use crate::{
         simulator::{self, Faults, TruthEvent},
     },
     ingest::{Config, Error, Ingest, StatusReceiver},
-    log::{Direction, ReadRequest},
+    log::{Direction, Log, ReadRequest},
 };
 
 /// The longest that anything is waited for; a test that waits so long has failed.
@@ -34,7 +39,7 @@ const PATIENCE: Duration = Duration::from_secs(3_600);
 /// When every test begins: just before noon, so that most see one day only.
 const START: &str = "2025-11-05T11:30:00Z";
 
-pub(super) struct Rig {
+pub(in crate::ingest) struct Rig {
     pub sim: simulator::Handle,
     pub bus: Arc<Embedded>,
     pub clock: SharedClock,
@@ -42,16 +47,17 @@ pub(super) struct Rig {
     pub budget: u32,
     /// Pollers started: each has randomness of its own.
     runs: AtomicU64,
+    pub key: KeySource,
 }
 
-pub(super) struct Run {
+pub(in crate::ingest) struct Run {
     pub status: StatusReceiver,
     shutdown: CancellationToken,
     task: JoinHandle<Result<(), Error>>,
 }
 
 /// One event of the log: its id and its JSON.
-pub(super) struct Logged {
+pub(in crate::ingest) struct Logged {
     pub id: String,
     pub body: Value,
 }
@@ -78,7 +84,13 @@ impl Rig {
         let config = simulator::Config { requests_per_minute: 1_000_000, ..config };
         let sim = simulator::start(config, listener, Arc::clone(&clock));
         let bus = Embedded::in_memory(Arc::clone(&clock));
-        Self { sim, bus, clock, config: Config::default(), budget: 100_000, runs: AtomicU64::new(0) }
+        let key = KeySource::Inline(Secret::new(simulator::DEFAULT_API_KEY).unwrap());
+        Self { sim, bus, clock, config: Config::default(), budget: 100_000, key, runs: AtomicU64::new(0) }
+    }
+
+    /// The rig's log as a poller is given it.
+    pub fn attended(&self) -> Arc<dyn Bus> {
+        Arc::new(Attended(self.bus.clone()))
     }
 
     /// Starts a poller on the rig's log.
@@ -86,8 +98,8 @@ impl Rig {
         self.run_on(self.bus.clone())
     }
 
-    /// Starts a poller on another bus, such as one around the rig's own.
-    pub fn run_on(&self, bus: Arc<dyn Bus>) -> Run {
+    /// A client of the rig's upstream with a budget of its own.
+    pub fn client(&self) -> Client {
         let budget = BudgetConfig {
             requests_per_minute: self.budget,
             limit_per_minute: self.budget,
@@ -95,14 +107,19 @@ impl Rig {
             shared: self.config.shared_budget,
         };
         let gate = Gate::open(budget, Arc::clone(&self.clock)).unwrap();
-        let key = KeySource::Inline(Secret::new(simulator::DEFAULT_API_KEY).unwrap());
         let config = client::Config {
             total_timeout: Duration::from_secs(3),
             body_timeout: Duration::from_secs(2),
-            ..client::Config::new(self.sim.base_url(), key)
+            ..client::Config::new(self.sim.base_url(), self.key.clone())
         };
-        let client =
-            Client::in_memory(config, self.sim.dialer(), gate.clone(), Arc::clone(&self.clock)).unwrap();
+        Client::in_memory(config, self.sim.dialer(), gate, Arc::clone(&self.clock)).unwrap()
+    }
+
+    /// Starts a poller on another bus, such as one around the rig's own.
+    pub fn run_on(&self, bus: Arc<dyn Bus>) -> Run {
+        let client = self.client();
+        let gate = client.gate().clone();
+        let bus = Arc::new(Attended(bus));
         let seed = self.runs.fetch_add(1, Ordering::Relaxed);
         let ingest = Ingest::new(self.config.clone(), client, gate, bus, Arc::clone(&self.clock), seed);
         let status = ingest.status();
@@ -227,8 +244,74 @@ impl Run {
     }
 }
 
+/// A bus whose threads hold the paused clock: otherwise it jumps ahead while an append is on its way, by as much as the
+/// machine happens to be busy.
+#[derive(Debug)]
+struct Attended(Arc<dyn Bus>);
+
+/// Waits while the clock stands still. Tokio does not advance a paused clock while something blocking is running.
+async fn standing<T>(wait: impl Future<Output = T>) -> T {
+    let (done, until) = std::sync::mpsc::channel::<()>();
+    let held = tokio::task::spawn_blocking(move || until.recv().is_ok());
+    let result = wait.await;
+    drop(done);
+    held.await.unwrap();
+    result
+}
+
+#[async_trait]
+impl Bus for Attended {
+    async fn append(&self, batch: Vec<NewEvent>, fence: Option<Fence>) -> Result<Vec<Appended>, AppendError> {
+        standing(self.0.append(batch, fence)).await
+    }
+
+    fn log(&self) -> &Arc<Log> {
+        self.0.log()
+    }
+
+    async fn kv_get(&self, bucket: Bucket, key: &str) -> Result<Option<Entry>, KvError> {
+        standing(self.0.kv_get(bucket, key)).await
+    }
+
+    async fn kv_create(&self, bucket: Bucket, key: &str, value: Bytes) -> Result<u64, KvError> {
+        standing(self.0.kv_create(bucket, key, value)).await
+    }
+
+    async fn kv_update(&self, bucket: Bucket, key: &str, value: Bytes, at: u64) -> Result<u64, KvError> {
+        standing(self.0.kv_update(bucket, key, value, at)).await
+    }
+
+    async fn kv_put(&self, bucket: Bucket, key: &str, value: Bytes) -> Result<u64, KvError> {
+        standing(self.0.kv_put(bucket, key, value)).await
+    }
+
+    async fn kv_delete(&self, bucket: Bucket, key: &str, revision: u64) -> Result<(), KvError> {
+        standing(self.0.kv_delete(bucket, key, revision)).await
+    }
+
+    async fn kv_list(&self, bucket: Bucket, prefix: &str) -> Result<Vec<Entry>, KvError> {
+        standing(self.0.kv_list(bucket, prefix)).await
+    }
+
+    async fn kv_watch(&self, bucket: Bucket, prefix: &str) -> Result<mpsc::Receiver<Change>, KvError> {
+        self.0.kv_watch(bucket, prefix).await
+    }
+
+    async fn lease(&self, name: &str, ttl: Duration) -> Result<Lease, KvError> {
+        self.0.lease(name, ttl).await
+    }
+
+    fn health(&self) -> Health {
+        self.0.health()
+    }
+
+    async fn shutdown(&self) {
+        self.0.shutdown().await;
+    }
+}
+
 /// An account in which nothing happens unless a test makes it, with a few hundred rows of past.
-pub(super) fn quiet() -> simulator::Config {
+pub(in crate::ingest) fn quiet() -> simulator::Config {
     simulator::Config {
         events_per_second: 0.0,
         history: Duration::from_secs(80_000),

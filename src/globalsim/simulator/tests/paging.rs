@@ -20,6 +20,20 @@ async fn rows_inserted_while_paging_shift_the_pages() {
 }
 
 #[tokio::test]
+async fn rows_can_come_late_between_two_pages_and_stand_where_they_belong() {
+    let late = Paging { late: 4, late_within_s: 600, ..Paging::default() };
+    let bench = bench_with(paging(late)).await;
+    let before = bench.sim.stats().exposed;
+    let rows = bench.rows("limit=100").await;
+    let came: Vec<_> = bench.sim.truth().into_iter().filter(|event| event.n > before).collect();
+    assert!(came.len() == 4 && came.iter().all(|event| event.late));
+    let age = |event: &TruthEvent| event.visible_at.as_second() - event.timestamp.as_second();
+    assert!(came.iter().all(|event| (0..=600).contains(&age(event))));
+    assert!(came.iter().filter(|event| age(event) == 600).count() >= 2, "every other one is just as late");
+    assert!(times(&rows).is_sorted_by(|a, b| a >= b));
+}
+
+#[tokio::test]
 async fn rows_erased_while_paging_make_a_naive_walk_skip() {
     let erases = Paging { erases: 4, erase_within: Some(10), erase_only_served: true, ..Paging::default() };
     let bench = bench(with_history()).await;

@@ -205,3 +205,17 @@ async fn a_relinked_device_shows_its_new_sim_and_old_events_keep_the_old() {
 fn percent(text: &str) -> String {
     percent_encoding::utf8_percent_encode(text, percent_encoding::NON_ALPHANUMERIC).to_string()
 }
+
+#[tokio::test]
+async fn per_sim_lists_can_be_anonymous_or_say_that_they_are_another_sims() {
+    let bench = bench(with_history()).await;
+    let iccid = bench.sim.fleet()[0].iccid.clone();
+    let path = format!("/sims/{iccid}/activity");
+    for (envelope_absent, envelope_wrong) in [(true, 0.0), (false, 1.0)] {
+        let lists = faults::Lists { envelope_absent, envelope_wrong, ..Default::default() };
+        bench.sim.set_faults(Faults { lists, ..Faults::default() });
+        let said = bench.ok(&path).await["iccid"].clone();
+        let other = bench.sim.fleet().iter().skip(1).any(|sim| said == sim.iccid.as_str());
+        assert_eq!((said.is_null(), other), (envelope_absent, !envelope_absent));
+    }
+}

@@ -206,3 +206,16 @@ async fn a_proxy_can_answer_with_old_pages() {
     assert_ne!(bench.get(LIST).await.body, fresh.body);
     assert_eq!(bench.struck("cache"), 1);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_proxy_can_be_deaf_to_what_the_client_wants() {
+    let stubborn = Transport { cache_ms: 10_000, cache_stubborn: true, ..Transport::default() };
+    let bench = broken(stubborn).await;
+    let first = bench.get(LIST).await;
+    sleep(Duration::from_secs(5)).await;
+    bench.sim.inject(EventSpec::default());
+    let kept = reply(bench.request(LIST).header("cache-control", "no-cache")).await.unwrap();
+    assert_eq!((kept.body, &kept.headers["date"]), (first.body.clone(), &first.headers["date"]));
+    sleep(Duration::from_secs(10)).await;
+    assert_ne!(bench.get(LIST).await.body, first.body);
+}
