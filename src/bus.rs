@@ -171,6 +171,8 @@ pub struct Health {
     pub kind: &'static str,
     /// What an acknowledged append survives, one sentence.
     pub durability: String,
+    /// Where that is less than one would expect: what may be lost, and the cure.
+    pub warning: Option<String>,
     /// None while appends can succeed; otherwise why not.
     pub unwritable: Option<String>,
 }

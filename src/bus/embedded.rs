@@ -359,7 +359,7 @@ impl Bus for Embedded {
         };
         let closed = self.closed.load(Ordering::Acquire).then(|| "the log is closed".to_owned());
         let unwritable = closed.or_else(|| self.log.unwritable());
-        Health { kind: "embedded", durability: durability.to_owned(), unwritable }
+        Health { kind: "embedded", durability: durability.to_owned(), warning: None, unwritable }
     }
 
     async fn shutdown(&self) {

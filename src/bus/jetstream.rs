@@ -33,7 +33,7 @@ use self::{
     kv::Buckets,
     lease::Leases,
     mirror::{Mirror, Running, Source, place::PlaceError},
-    provision::{Drift, Provisioned},
+    provision::{Drift, Durability, Provisioned},
 };
 use super::{
     AppendError, Appended, Bucket, Bus, Change, Entry, Fence, Fill, Health, KvError, Lease, NewEvent,
@@ -345,15 +345,33 @@ impl Bus for JetStream {
         self.buckets.watch(bucket, prefix).await
     }
 
+    /// A gateway whose copy is not complete lets others have it. Who gets it has in its copy all that any holder
+    /// before it has appended: what is new is judged by that.
     async fn lease(&self, name: &str, ttl: Duration) -> Result<Lease, KvError> {
+        let closed = || KvError::Unavailable("the bus is closed".to_owned());
         self.open_still()?;
-        self.leases.lease(name, ttl).await
+        let (mut fill, mut evaluated) = (self.mirror.fill(), self.mirror.evaluated());
+        tokio::select! {
+            () = self.stopping.cancelled() => return Err(closed()),
+            _ = fill.wait_for(|fill| *fill == Fill::Complete) => {}
+        }
+        let mut lease = self.leases.lease(name, ttl).await?;
+        let fence = lease.fence.0;
+        tokio::select! {
+            () = self.stopping.cancelled() => return Err(closed()),
+            _ = lease.lost.wait_for(|lost| *lost) => {
+                return Err(KvError::Unavailable("the lease was lost before it could be used".to_owned()));
+            }
+            _ = evaluated.wait_for(|evaluated| *evaluated >= fence) => {}
+        }
+        Ok(lease)
     }
 
     fn health(&self) -> Health {
         let closed = self.stopping.is_cancelled().then(|| "the bus is closed".to_owned());
         let unwritable = closed.or_else(|| self.connection.trouble()).or_else(|| self.mirror.unwritable());
-        Health { kind: "nats", durability: self.found.durability.says.clone(), unwritable }
+        let Durability { says, warning } = self.found.durability.clone();
+        Health { kind: "nats", durability: says, warning, unwritable }
     }
 
     async fn shutdown(&self) {

@@ -26,6 +26,7 @@ use std::{path::PathBuf, sync::Arc, thread::JoinHandle, time::Duration};
 
 use async_nats::jetstream::{
     self,
+    context::GetStreamErrorKind,
     stream::{Info, RawMessageErrorKind},
 };
 use parking_lot::Mutex;
@@ -63,6 +64,8 @@ const LINK_EVERY: Duration = Duration::from_millis(250);
 /// Pause before a broken tail is begun again.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
+/// Times in a row that the servers say that there is no such stream before that is believed: some seconds.
+const MISSING_MAX: u32 = 4;
 /// Looks that find the tail behind and nothing new before it is begun again.
 const LOOKS_BEHIND_MAX: u32 = 4;
 /// Newest events looked for in the stream before a copy whose events were all removed there is given up.
@@ -227,6 +230,7 @@ impl Mirror {
             received: *self.evaluated.borrow(),
             batches: filler.batches,
             behind: (0, 0),
+            missing: 0,
         };
         let tail = tokio::spawn(tail.run());
         Ok(Running { tail, filler: filler.thread, caretaker: caretaker.thread })
@@ -375,6 +379,8 @@ struct Tail {
     batches: mpsc::Sender<Batch>,
     /// Where the last look found it behind, and how many looks have.
     behind: (u64, u32),
+    /// Times in a row that the servers said that there is no such stream.
+    missing: u32,
 }
 
 impl Tail {
@@ -421,7 +427,11 @@ impl Tail {
     }
 
     async fn begin(&mut self) -> Result<(jetstream::stream::Stream, Puller), End> {
-        let stream = self.source.stream().await?;
+        let stream = match self.source.context.get_stream(&self.source.stream).await {
+            Ok(stream) => stream,
+            Err(error) => return Err(self.not_found(error)),
+        };
+        self.missing = 0;
         self.check_identity(stream.cached_info())?;
         verify(&self.mirror.log, self.received, &stream).await?.map_err(End::Stale)?;
         let Source { client, api_prefix, .. } = &self.source;
@@ -432,6 +442,18 @@ impl Tail {
                 .await?;
         }
         Ok((stream, puller))
+    }
+
+    /// What it means that the stream can't be asked for: it was deleted, where the servers say so again and again. A
+    /// gateway that opens the bus anew makes it again.
+    fn not_found(&mut self, error: jetstream::context::GetStreamError) -> End {
+        let is_missing = matches!(error.kind(), GetStreamErrorKind::JetStream(said)
+            if said.error_code() == jetstream::ErrorCode::STREAM_NOT_FOUND);
+        self.missing = if is_missing { self.missing + 1 } else { 0 };
+        match self.missing {
+            MISSING_MAX => End::Stale(Stale("the stream was deleted".to_owned())),
+            _ => Broken::of(error).into(),
+        }
     }
 
     fn check_identity(&self, info: &Info) -> Result<(), End> {

@@ -104,7 +104,7 @@ impl Rig {
             requests_per_minute: self.budget,
             limit_per_minute: self.budget,
             journal: None,
-            shared: self.config.shared_budget,
+            shared: self.config.shared,
         };
         let gate = Gate::open(budget, Arc::clone(&self.clock)).unwrap();
         let config = client::Config {

@@ -5,7 +5,7 @@ use crate::bus::{Bucket, Bus as _};
 
 async fn rig(budget: u32) -> Rig {
     let mut rig = Rig::new(Faults::default()).await;
-    (rig.budget, rig.config.shared_budget) = (budget, true);
+    (rig.budget, rig.config.shared) = (budget, true);
     rig
 }
 
