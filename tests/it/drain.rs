@@ -7,11 +7,12 @@ use simcast::proto::{self, event_service_client::EventServiceClient, subscribe_r
 
 use super::{
     clients::Socket,
-    support::{Bus, World, http, on_both_buses},
+    support::{World, http},
 };
 
-async fn sigterm_tells_every_client_and_ends_within_ten_seconds(bus: Bus) {
-    let world = World::quiet_on(bus).await;
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sigterm_tells_every_client_and_ends_within_ten_seconds() {
+    let world = World::quiet().await;
     let gateway = world.child();
     let mut socket = Socket::open(gateway.http, "").await.unwrap();
     socket.expect("caught_up").await;
@@ -58,5 +59,3 @@ async fn sigterm_tells_every_client_and_ends_within_ten_seconds(bus: Bus) {
     assert_eq!(exit.await.unwrap(), Some(0));
     assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
 }
-
-on_both_buses!(sigterm_tells_every_client_and_ends_within_ten_seconds);

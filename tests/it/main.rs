@@ -9,8 +9,6 @@ mod crash;
 mod demo;
 mod document;
 mod drain;
-mod nats_server;
-mod replicas;
 mod resume;
 mod scenario;
 mod support;
