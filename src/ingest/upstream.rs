@@ -392,11 +392,11 @@ fn list_page(page: Page<Row>, offset: u64) -> ListPage<Item> {
     ListPage { offset, slots, total, asked_at, sent_at: page.asked_at }
 }
 
-/// Where no row of a page has an event_id, the rest of the identity has to do to find overlaps by.
+/// Where no row of a page has an event_id, the rest of the row has to do to find overlaps by.
 fn slot(row: Item, any_id: bool, shown: Shown) -> Slot<Item> {
     match &row {
         Ok(good) => Slot {
-            key: good.identity_hash(),
+            key: row_key(good),
             unique: good.event_id().is_some() || !any_id,
             time: good.event.time,
             ordinal: 0,
@@ -414,6 +414,18 @@ fn key_of(bad: &BadRow) -> u64 {
     hasher.finish_u64()
 }
 
+/// What a row is recognised by. One without event_id only with its content: rows of one SIM, type and second that differ
+/// in nothing else would otherwise be numbered by who stands before whom on the page that shows them, and get other
+/// numbers, and so other ids, where a page begins between them or is read from the other end.
+fn row_key(row: &Row) -> u64 {
+    if row.event_id().is_some() {
+        return row.identity_hash();
+    }
+    let mut hasher = FieldHasher::new("row without id");
+    hasher.field(Some(&format!("{:x?}", row.content_key())));
+    hasher.finish_u64()
+}
+
 /// Counts rows without event_id that are equal to each other. A walk counts those that are not unique anew over all
 /// its pages.
 fn number_equal_rows(slots: &mut [Slot<Item>]) {
@@ -427,5 +439,37 @@ fn number_equal_rows(slots: &mut [Slot<Item>]) {
             }
             *count += 1;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::{Event, tests_support::full_event};
+
+    fn ids(contents: &[u32]) -> Vec<String> {
+        let row = |content: &u32| {
+            Ok(Row { event: Event { event_id: None, ..full_event() }, content: *content, complete: true })
+        };
+        let page = Page {
+            rows: contents.iter().map(row).collect(),
+            total: None,
+            limit: None,
+            offset: None,
+            server_date: None,
+            asked_at: Timestamp::UNIX_EPOCH,
+            answered_at: Timestamp::UNIX_EPOCH,
+        };
+        let id = |slot: Slot<Item>| slot.row.unwrap().generated_id(slot.ordinal);
+        list_page(page, 0).slots.into_iter().map(id).collect()
+    }
+
+    #[test]
+    fn rows_without_id_keep_their_ids_wherever_a_page_begins_and_whichever_way_it_runs() {
+        let [first, second] = ids(&[1, 2]).try_into().unwrap();
+        assert_eq!(ids(&[2, 1]), [second.clone(), first]);
+        assert_eq!(ids(&[2]), [second]);
+        let [one, other] = ids(&[1, 1]).try_into().unwrap();
+        assert_ne!(one, other);
     }
 }
