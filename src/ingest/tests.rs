@@ -1,6 +1,7 @@
 //! The whole poller against the simulator: what the log holds at the end is what really happened.
 
 mod account;
+mod adversary;
 mod capabilities;
 mod edges;
 mod ledger;

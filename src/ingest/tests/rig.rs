@@ -39,6 +39,10 @@ pub(in crate::ingest) struct Rig {
     pub config: Config,
     pub budget: u32,
     pub key: KeySource,
+    /// From sending a request to its whole answer, and from its head to its end.
+    pub timeouts: (Duration, Duration),
+    /// The budget that all runs share, as restarts do by their journal; None: each run has one of its own.
+    pub gate: Option<Gate>,
 }
 
 pub(in crate::ingest) struct Run {
@@ -47,10 +51,19 @@ pub(in crate::ingest) struct Run {
     task: JoinHandle<Result<(), Error>>,
 }
 
+impl Drop for Run {
+    /// A run that is dropped without being stopped has crashed: nothing is finished or written down.
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
 /// One event of the log: its id and its JSON.
 pub(in crate::ingest) struct Logged {
     pub id: String,
     pub body: Value,
+    /// When it was appended.
+    pub observed_at: Timestamp,
 }
 
 impl Logged {
@@ -70,13 +83,31 @@ impl Rig {
     }
 
     pub async fn with(config: simulator::Config) -> Self {
+        let config = simulator::Config { requests_per_minute: 1_000_000, ..config };
+        let rig = Self::as_delivered(config).await;
+        let timeouts = (Duration::from_secs(3), Duration::from_secs(2));
+        Self { budget: 100_000, gate: None, timeouts, ..rig }
+    }
+
+    /// Everything as it is by default: budget, time limits, and the rate that upstream enforces.
+    pub async fn as_delivered(config: simulator::Config) -> Self {
         let clock: SharedClock = Arc::new(TokioClock::starting_at(START.parse().unwrap()));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let config = simulator::Config { requests_per_minute: 1_000_000, ..config };
         let sim = simulator::start(config, listener, Arc::clone(&clock));
         let bus = Embedded::in_memory(Arc::clone(&clock));
         let key = KeySource::Inline(Secret::new(simulator::DEFAULT_API_KEY).unwrap());
-        Self { sim, bus, clock, config: Config::default(), budget: 100_000, key }
+        let client = client::Config::new(sim.base_url(), key.clone());
+        let budget = BudgetConfig::default();
+        Self {
+            sim,
+            bus,
+            config: Config::default(),
+            budget: budget.requests_per_minute,
+            key,
+            timeouts: (client.total_timeout, client.body_timeout),
+            gate: Some(Gate::open(budget, Arc::clone(&clock)).unwrap()),
+            clock,
+        }
     }
 
     /// The rig's log as a poller is given it.
@@ -89,14 +120,15 @@ impl Rig {
         self.run_on(self.bus.clone())
     }
 
-    /// A client of the rig's upstream with a budget of its own.
+    /// A client of the rig's upstream.
     pub fn client(&self) -> Client {
         let budget =
             BudgetConfig { requests_per_minute: self.budget, limit_per_minute: self.budget, journal: None };
-        let gate = Gate::open(budget, Arc::clone(&self.clock)).unwrap();
+        let shared = self.gate.clone();
+        let gate = shared.unwrap_or_else(|| Gate::open(budget, Arc::clone(&self.clock)).unwrap());
         let config = client::Config {
-            total_timeout: Duration::from_secs(3),
-            body_timeout: Duration::from_secs(2),
+            total_timeout: self.timeouts.0,
+            body_timeout: self.timeouts.1,
             ..client::Config::new(self.sim.base_url(), self.key.clone())
         };
         Client::in_memory(config, self.sim.dialer(), gate, Arc::clone(&self.clock)).unwrap()
@@ -138,7 +170,9 @@ impl Rig {
             let page = self.bus.log().read(ReadRequest { from, ..request }).unwrap();
             for event in &page.events {
                 let body = serde_json::from_slice(event.json()).unwrap();
-                logged.push(Logged { id: event.keys().unwrap().id.to_owned(), body });
+                let keys = event.keys().unwrap();
+                let observed_at = Timestamp::from_microsecond(keys.observed_us).unwrap();
+                logged.push(Logged { id: keys.id.to_owned(), body, observed_at });
             }
             if page.at_end {
                 return logged;
@@ -218,9 +252,9 @@ impl Run {
     }
 
     /// Stops it and waits for its end.
-    pub async fn stop(self) {
+    pub async fn stop(mut self) {
         self.shutdown.cancel();
-        tokio::time::timeout(PATIENCE, self.task).await.expect("it ends").unwrap().unwrap();
+        tokio::time::timeout(PATIENCE, &mut self.task).await.expect("it ends").unwrap().unwrap();
     }
 }
 
@@ -302,14 +336,14 @@ pub(in crate::ingest) fn quiet() -> simulator::Config {
 }
 
 /// What tells events apart for a reader that trusts no id: id as upstream gave it, SIM, type, time.
-type Key = (Option<String>, Option<String>, String, Option<String>);
+pub(super) type Key = (Option<String>, Option<String>, String, Option<String>);
 
-fn key_of(logged: &Logged) -> Key {
+pub(super) fn key_of(logged: &Logged) -> Key {
     let text = |field| logged.data(field).as_str().map(str::to_owned);
     (text("event_id"), text("iccid"), text("event_type").unwrap_or_default(), text("timestamp"))
 }
 
-fn truth_key(truth: &TruthEvent) -> Key {
+pub(super) fn truth_key(truth: &TruthEvent) -> Key {
     let row = &truth.account_row;
     let text = |field: &str| match &row[field] {
         Value::String(text) => Some(text.clone()),
