@@ -4,7 +4,7 @@
 //! [`start`] has all its listeners bound; upstream being away is not a reason to refuse, since what is stored can be
 //! read all the same.
 
-use std::{net::SocketAddr, path::Path, sync::Arc};
+use std::{net::SocketAddr, sync::Arc};
 
 use jiff::SignedDuration;
 use tokio_util::sync::CancellationToken;
@@ -12,11 +12,12 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     auth::{Auth, CookieSessions, Tickets},
     bus::{
-        Bus,
+        Bus, Fill,
         embedded::{self, Embedded},
+        jetstream::{self, JetStream},
     },
     clock::SharedClock,
-    config::{self, Config},
+    config::{self, BusKind, Config},
     frontends::{
         self, Context, Limits, Parts, Registry, WebConfig,
         listener::{BindError, Deadlines, Listener, Protocol, Serve},
@@ -43,6 +44,9 @@ pub enum StartError {
     /// The data directory can't be used.
     #[error(transparent)]
     Data(#[from] embedded::OpenError),
+    /// The stream on NATS can't be used.
+    #[error(transparent)]
+    Nats(#[from] jetstream::OpenError),
     /// The request budget can't be kept.
     #[error(transparent)]
     Budget(#[from] BudgetError),
@@ -103,11 +107,14 @@ pub async fn start(config: Config, clock: SharedClock, metrics: Metrics) -> Resu
     let grpc = Listener::bind(config.grpc.listen, "grpc.listen")?;
     let admin = Listener::bind(config.admin.listen, "admin.listen")?;
 
-    let bus_config = bus_config(&config);
-    let bus_clock = clock.clone();
-    let opened = tokio::task::spawn_blocking(move || Embedded::open(bus_config, bus_clock));
-    let bus: Arc<dyn Bus> = opened.await??;
-    let gate = Gate::open(budget_config(&config.upstream, &config.embedded.path), clock.clone())?;
+    let bus: Arc<dyn Bus> = match config.bus {
+        BusKind::Embedded => {
+            let (bus_config, bus_clock) = (embedded_config(&config), clock.clone());
+            tokio::task::spawn_blocking(move || Embedded::open(bus_config, bus_clock)).await??
+        }
+        BusKind::Nats => JetStream::open(jetstream_config(&config), clock.clone()).await?,
+    };
+    let gate = Gate::open(budget_config(&config), clock.clone())?;
     let client = Client::new(client_config(&config.upstream), gate.clone(), clock.clone())?;
 
     let lifecycle = Lifecycle::new();
@@ -176,6 +183,7 @@ pub async fn start(config: Config, clock: SharedClock, metrics: Metrics) -> Resu
     lifecycle.spawn("admin listener", admin.serve(serve(routers.2, Protocol::Http1)));
     lifecycle.spawn_background("metrics upkeep", until(lifecycle.stop.clone(), metrics.upkeep()));
     lifecycle.spawn("poller", poll(ingest, lifecycle.clone()));
+    lifecycle.spawn("history watch", watch_history(running.bus.clone(), lifecycle.clone()));
     tracing::info!(http = %running.http, grpc = %running.grpc, admin = %running.admin, "listening");
     Ok(running)
 }
@@ -186,6 +194,27 @@ async fn poll(ingest: Ingest, lifecycle: Lifecycle) {
     }
 }
 
+/// A log whose history is no more is of no use: a new gateway opens the new one. Clients come back with cursors that
+/// tell of which history they are.
+async fn watch_history(bus: Arc<dyn Bus>, lifecycle: Lifecycle) {
+    let mut fill = bus.fill();
+    let stale = async {
+        loop {
+            if let Fill::Stale { reason } = &*fill.borrow_and_update() {
+                return reason.clone();
+            }
+            if fill.changed().await.is_err() {
+                // This bus has one history for ever.
+                return std::future::pending().await;
+            }
+        }
+    };
+    tokio::select! {
+        reason = stale => lifecycle.restart(reason),
+        () = lifecycle.draining.cancelled() => {}
+    }
+}
+
 async fn until(stop: CancellationToken, task: impl Future<Output = ()>) {
     tokio::select! {
         () = stop.cancelled() => {}
@@ -193,22 +222,49 @@ async fn until(stop: CancellationToken, task: impl Future<Output = ()>) {
     }
 }
 
-fn bus_config(config: &Config) -> embedded::Config {
+fn embedded_config(config: &Config) -> embedded::Config {
     embedded::Config {
         path: Some(config.embedded.path.clone()),
-        late_after: SignedDuration::try_from(config.ingest.late_after).unwrap_or(SignedDuration::MAX),
+        late_after: late_after(config),
         retention_days: config.embedded.retention_days,
         retention_bytes: config.embedded.retention_bytes,
         ..embedded::Config::default()
     }
 }
 
-/// The budget of an upstream, its journal beside the log: what a restart must know lies where the rest lies.
-pub fn budget_config(upstream: &config::Upstream, data: &Path) -> BudgetConfig {
+/// The stream on NATS; `doctor` looks at the same one.
+pub fn jetstream_config(config: &Config) -> jetstream::Config {
+    let nats = config.nats.clone();
+    jetstream::Config {
+        credentials_file: nats.credentials_file,
+        nkey_file: nats.nkey_file,
+        tls_ca: nats.tls_ca,
+        tls_client: nats.tls_client,
+        stream: nats.stream,
+        subject_prefix: nats.subject_prefix,
+        replicas: nats.replicas,
+        retention_days: nats.retention_days,
+        retention_bytes: nats.retention_bytes,
+        cache_path: Some(nats.cache_path),
+        late_after: late_after(config),
+        monitoring_url: nats.monitoring_url,
+        ..jetstream::Config::new(nats.urls)
+    }
+}
+
+fn late_after(config: &Config) -> SignedDuration {
+    SignedDuration::try_from(config.ingest.late_after).unwrap_or(SignedDuration::MAX)
+}
+
+/// The budget of the upstream. What a restart must know of it lies where the rest lies: beside the log, or on the bus
+/// that other gateways share.
+pub fn budget_config(config: &Config) -> BudgetConfig {
+    let shared = config.bus == BusKind::Nats;
     BudgetConfig {
-        requests_per_minute: upstream.requests_per_minute,
-        limit_per_minute: upstream.limit_per_minute,
-        journal: Some(data.join(BUDGET_JOURNAL)),
+        requests_per_minute: config.upstream.requests_per_minute,
+        limit_per_minute: config.upstream.limit_per_minute,
+        journal: (!shared).then(|| config.embedded.path.join(BUDGET_JOURNAL)),
+        shared,
     }
 }
 
@@ -233,6 +289,12 @@ fn ingest_config(config: &Config) -> ingest::Config {
         },
         details_wait: upstream.details_wait,
         lateness: config.ingest.lateness,
+        shared: config.bus == BusKind::Nats,
+        ids_kept_days: match config.bus {
+            BusKind::Embedded => ingest::Config::default().ids_kept_days,
+            // A copy that is built again knows no more than the stream does.
+            BusKind::Nats => ingest::Config::default().ids_kept_days.min(config.nats.retention_days),
+        },
         ..ingest::Config::default()
     }
 }

@@ -19,12 +19,13 @@
 
 pub mod conformance;
 pub mod embedded;
+pub mod jetstream;
 
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use crate::{
     event::{Event, SealError},
@@ -158,7 +159,7 @@ pub struct Lease {
     /// Passed to [`Bus::append`].
     pub fence: Fence,
     /// Becomes true when the lease is lost; the holder must stop at once.
-    pub lost: tokio::sync::watch::Receiver<bool>,
+    pub lost: watch::Receiver<bool>,
     /// Dropping it releases the lease.
     pub release: tokio_util::sync::DropGuard,
 }
@@ -170,8 +171,31 @@ pub struct Health {
     pub kind: &'static str,
     /// What an acknowledged append survives, one sentence.
     pub durability: String,
+    /// Where that is less than one would expect: what may be lost, and the cure.
+    pub warning: Option<String>,
     /// None while appends can succeed; otherwise why not.
     pub unwritable: Option<String>,
+}
+
+/// How far [`Bus::log`] is with holding what has been appended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fill {
+    /// What was there when the bus was opened is readable, and whatever is appended becomes so.
+    Complete,
+    /// A copy is being filled: what lies behind `upto` can't be read yet, ids that lie there are not known yet, and
+    /// appends wait.
+    Filling {
+        /// Sequence up to which it is complete.
+        upto: u64,
+        /// Sequence up to which it must be.
+        of: u64,
+    },
+    /// It holds a history that is no more. Close the bus and open it again; until then reads give the old history
+    /// and appends fail.
+    Stale {
+        /// What happened.
+        reason: String,
+    },
 }
 
 /// The backend. See the contract at the head of this file.
@@ -208,6 +232,12 @@ pub trait Bus: Send + Sync + std::fmt::Debug + 'static {
 
     /// Takes the lease `name`, waiting for its holder to release or lose it.
     async fn lease(&self, name: &str, ttl: Duration) -> Result<Lease, KvError>;
+
+    /// Whether [`Bus::log`] holds everything; a backend whose log is the only one is always complete, and its
+    /// receiver never changes.
+    fn fill(&self) -> watch::Receiver<Fill> {
+        watch::Sender::new(Fill::Complete).subscribe()
+    }
 
     /// State of the backend.
     fn health(&self) -> Health;

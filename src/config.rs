@@ -35,8 +35,12 @@ pub struct Config {
     pub upstream: Upstream,
     /// `[ingest]`
     pub ingest: Ingest,
+    /// `bus.kind`
+    pub bus: BusKind,
     /// `[bus.embedded]`
     pub embedded: Embedded,
+    /// `[bus.nats]`
+    pub nats: Nats,
     /// `[http]`
     pub http: Http,
     /// `[grpc]`
@@ -118,6 +122,64 @@ pub struct Embedded {
     pub retention_days: u32,
     /// Bytes that events may take.
     pub retention_bytes: u64,
+}
+
+/// Where events are made durable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BusKind {
+    /// In files of this gateway's own.
+    Embedded,
+    /// On NATS JetStream.
+    Nats,
+}
+
+/// `[bus.nats]`: the stream on NATS JetStream, and this gateway's copy of it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Nats {
+    /// Servers, with scheme; may hold passwords.
+    pub urls: Vec<String>,
+    /// JWT and seed.
+    pub credentials_file: Option<PathBuf>,
+    /// Seed of an nkey.
+    pub nkey_file: Option<PathBuf>,
+    /// Certificates that the servers' are checked against; None: the system's.
+    pub tls_ca: Option<PathBuf>,
+    /// Client certificate and its key.
+    pub tls_client: Option<(PathBuf, PathBuf)>,
+    /// Name of the stream.
+    pub stream: String,
+    /// First part of its subjects.
+    pub subject_prefix: String,
+    /// Servers that hold each event.
+    pub replicas: usize,
+    /// Days that events are kept.
+    pub retention_days: u32,
+    /// Bytes that events may take.
+    pub retention_bytes: u64,
+    /// Directory of this gateway's copy.
+    pub cache_path: PathBuf,
+    /// Monitoring port of a server.
+    pub monitoring_url: Option<String>,
+}
+
+impl fmt::Debug for Nats {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let urls: Vec<_> = self.urls.iter().map(|url| value::without_password(url)).collect();
+        f.debug_struct("Nats")
+            .field("urls", &urls)
+            .field("credentials_file", &self.credentials_file)
+            .field("nkey_file", &self.nkey_file)
+            .field("tls_ca", &self.tls_ca)
+            .field("tls_client", &self.tls_client)
+            .field("stream", &self.stream)
+            .field("subject_prefix", &self.subject_prefix)
+            .field("replicas", &self.replicas)
+            .field("retention_days", &self.retention_days)
+            .field("retention_bytes", &self.retention_bytes)
+            .field("cache_path", &self.cache_path)
+            .field("monitoring_url", &self.monitoring_url)
+            .finish()
+    }
 }
 
 /// `[http]`: REST, SSE, WebSocket, console.

@@ -38,7 +38,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     auth::{self, Auth, CookieSessions, Principal, Tickets},
-    bus::Bus,
+    bus::{Bus, Fill},
     clock::SharedClock,
     hub::Hub,
     ingest::StatusReceiver,
@@ -114,8 +114,20 @@ impl Context {
     ///
     /// # Errors
     /// [`Code::Draining`].
-    pub fn accepting(&self) -> Result<(), ApiError> {
+    pub fn staying(&self) -> Result<(), ApiError> {
         if self.draining.is_cancelled() { Err(ApiError::draining()) } else { Ok(()) }
+    }
+
+    /// Refuses new work while the gateway drains, or its log is a copy that is not complete yet.
+    ///
+    /// # Errors
+    /// [`Code::Draining`], [`Code::IndexBuilding`].
+    pub fn accepting(&self) -> Result<(), ApiError> {
+        self.staying()?;
+        match *self.bus.fill().borrow() {
+            Fill::Filling { upto, of } => Err(ApiError::index_building(upto, of)),
+            _ => Ok(()),
+        }
     }
 }
 

@@ -29,6 +29,8 @@ mod quarantine;
 mod repair;
 mod seek;
 mod session;
+mod share;
+mod standby;
 pub mod status;
 mod sweep;
 mod tail;
@@ -70,6 +72,8 @@ const LEASE: &str = "poller";
 const LEASE_TTL: Duration = Duration::from_secs(10);
 /// Pause before the lease, or a first page that failed, is asked for again.
 const PAUSE: Duration = Duration::from_secs(2);
+/// Pause before a failed read or write of what is kept on the bus is tried again.
+const RETRY: Duration = Duration::from_secs(1);
 /// Without backfill, rows this much older than the first read still count as new: they may have appeared late.
 const GRACE: SignedDuration = SignedDuration::from_secs(60);
 
@@ -100,6 +104,9 @@ pub struct Config {
     pub lateness: Duration,
     /// Days that the log remembers ids; older rows can't be told from repeats and are not appended.
     pub ids_kept_days: u32,
+    /// Whether other gateways are on the same bus and use the same key. The gate must know it too
+    /// ([`BudgetConfig::shared`](crate::globalsim::budget::BudgetConfig::shared)).
+    pub shared: bool,
 }
 
 impl Default for Config {
@@ -111,6 +118,7 @@ impl Default for Config {
             details_wait: Duration::from_millis(800),
             lateness: Duration::from_secs(600),
             ids_kept_days: 7,
+            shared: false,
         }
     }
 }
@@ -186,7 +194,9 @@ impl Ingest {
             let lease = tokio::select! {
                 () = shutdown.cancelled() => return Ok(()),
                 lease = self.bus.lease(LEASE, LEASE_TTL) => lease,
+                () = self.stand_by() => continue,
             };
+            self.board.update(|status| status.elsewhere = None);
             let mut lease = match lease {
                 Ok(lease) => lease,
                 Err(error) => {
@@ -227,9 +237,15 @@ impl Ingest {
             biased;
             () = shutdown.cancelled() => Ok(Turn::Stopped),
             () = lost => Ok(Turn::Lost),
+            () = self.share_budget() => Ok(Turn::Lost),
+            () = self.tell() => Ok(Turn::Lost),
             ended = self.read(&mut tasks, fence, &stopping) => ended,
         };
         stopping.cancel();
+        self.gate.revoke();
+        if self.config.shared && matches!(turn, Ok(Turn::Stopped)) {
+            share::leave(&self.gate, &self.bus, &self.run_name()).await;
+        }
         // Only the append in flight is waited for; the other task just ends.
         while let Some(ended) = tasks.join_next().await {
             if let Ok(Err(error)) = ended {
@@ -243,6 +259,35 @@ impl Ingest {
         turn
     }
 
+    /// Keeps the budget with other gateways; comes back when one of them has taken over.
+    async fn share_budget(&self) {
+        if !self.config.shared {
+            return std::future::pending().await;
+        }
+        share::run(&self.gate, &self.bus, &self.run_name()).await;
+    }
+
+    /// Shows what the gateway that polls tells, as long as it is waited for.
+    async fn stand_by(&self) {
+        match self.config.shared {
+            true => standby::follow(&self.board, &self.bus).await,
+            false => std::future::pending().await,
+        }
+    }
+
+    /// Tells other gateways what this one sees.
+    async fn tell(&self) {
+        match self.config.shared {
+            true => standby::tell(&self.board, &self.bus, &self.clock).await,
+            false => std::future::pending().await,
+        }
+    }
+
+    /// Tells notes of this run from those of any other: a restart has forgotten what it sent.
+    fn run_name(&self) -> String {
+        format!("{:016x}", self.rng_seed)
+    }
+
     /// Starts the tasks and runs the readers; comes back only when they can't go on.
     async fn read(
         &self,
@@ -252,6 +297,7 @@ impl Ingest {
     ) -> Result<Turn, Error> {
         let upstream = Arc::new(Upstream::new(self.client.clone(), Arc::clone(&self.board), self.rng_seed));
         let kept = PositionStore::load(&self.bus).await.map_err(|source| Error::Position { source })?;
+        let kept = kept.and_then(|position| position.checked(self.bus.log()));
         let mut findings = Findings::default();
         let first_start = kept.is_none();
         let first_at = self.probe(&upstream, &mut findings).await;
@@ -362,6 +408,6 @@ impl Ingest {
         let origin = first_at.saturating_sub(back).unwrap_or(Timestamp::MIN);
         let backfill =
             (days > 0).then(|| BackfillPosition { until: first_at, next_day: probe::day_of(origin), days });
-        Position { floor: first_at, origin, backfill }
+        Position { floor: first_at, origin, backfill, log: None }
     }
 }

@@ -33,6 +33,7 @@ pub struct Lifecycle {
     /// Tasks that the others need to the last, and that end at the hard stop.
     background: TaskTracker,
     failure: Arc<OnceLock<String>>,
+    restart: Arc<OnceLock<String>>,
 }
 
 /// What a process is told from outside.
@@ -51,6 +52,8 @@ pub struct Ended {
     pub left: usize,
     /// The first part that failed, where that was the cause.
     pub failure: Option<String>,
+    /// Why a new gateway should take its place, where that was the cause.
+    pub restart: Option<String>,
 }
 
 impl Lifecycle {
@@ -84,6 +87,14 @@ impl Lifecycle {
         self.drain();
     }
 
+    /// Drains for a new gateway that takes this one's place in the same process.
+    pub fn restart(&self, reason: impl Into<String>) {
+        let reason = reason.into();
+        tracing::warn!(reason, "the gateway begins anew");
+        let _ = self.restart.set(reason);
+        self.drain();
+    }
+
     /// Runs a task that must live until the gateway drains and then ends by itself: a panic, or an end before, takes
     /// the gateway down instead of leaving it half alive.
     pub fn spawn(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
@@ -105,15 +116,17 @@ impl Lifecycle {
     }
 
     /// Obeys signals until a hard stop: the first [`Signal::Stop`] drains, the second stops, [`Signal::Reload`]
-    /// calls `reload`.
-    pub async fn obey(&self, mut signals: mpsc::Receiver<Signal>, reload: impl Fn()) {
+    /// calls `reload`. True where one said to stop.
+    pub async fn obey(&self, signals: &mut mpsc::Receiver<Signal>, reload: impl Fn()) -> bool {
+        let mut told = false;
         loop {
             let signal = tokio::select! {
                 signal = signals.recv() => signal,
-                () = self.stop.cancelled() => return,
+                () = self.stop.cancelled() => return told,
             };
+            told |= signal == Some(Signal::Stop);
             match signal {
-                None => return,
+                None => return told,
                 Some(Signal::Reload) => reload(),
                 Some(Signal::Stop) if self.is_draining() => {
                     tracing::warn!("second signal: stopping at once");
@@ -150,7 +163,7 @@ impl Lifecycle {
         // On a timeout the tasks that are left are counted, and end with the process.
         let _ = tokio::time::timeout(DRAIN_HARD, all).await;
         let left = self.tasks.len() + self.background.len();
-        Ended { left, failure: self.failure.get().cloned() }
+        Ended { left, failure: self.failure.get().cloned(), restart: self.restart.get().cloned() }
     }
 }
 
@@ -195,7 +208,7 @@ mod tests {
         });
         let started = tokio::time::Instant::now();
         lifecycle.drain();
-        assert_eq!(lifecycle.join().await, Ended { left: 0, failure: None });
+        assert_eq!(lifecycle.join().await, Ended { left: 0, failure: None, restart: None });
         assert_eq!(started.elapsed(), Duration::from_secs(3));
     }
 
@@ -212,7 +225,7 @@ mod tests {
         });
         let started = tokio::time::Instant::now();
         lifecycle.drain();
-        assert_eq!(lifecycle.join().await, Ended { left: 0, failure: None });
+        assert_eq!(lifecycle.join().await, Ended { left: 0, failure: None, restart: None });
         assert_eq!(started.elapsed(), Duration::from_secs(1));
     }
 
@@ -225,7 +238,7 @@ mod tests {
         lifecycle.spawn_background("ignores all too", std::future::pending());
         let started = tokio::time::Instant::now();
         lifecycle.drain();
-        assert_eq!(lifecycle.join().await, Ended { left: 2, failure: None });
+        assert_eq!(lifecycle.join().await, Ended { left: 2, failure: None, restart: None });
         assert_eq!(started.elapsed(), DRAIN_SOFT + DRAIN_HARD);
     }
 
@@ -234,7 +247,8 @@ mod tests {
         let lifecycle = Lifecycle::new();
         let (sender, receiver) = mpsc::channel(4);
         let reloads = AtomicUsize::new(0);
-        let obey = lifecycle.obey(receiver, || {
+        let mut receiver = receiver;
+        let obey = lifecycle.obey(&mut receiver, || {
             reloads.fetch_add(1, Ordering::Relaxed);
         });
         let outside = async {
@@ -258,7 +272,10 @@ mod tests {
         {
             let lifecycle = Lifecycle::new();
             lifecycle.spawn("part", task);
-            assert_eq!(lifecycle.join().await, Ended { left: 0, failure: Some(failure.into()) });
+            assert_eq!(
+                lifecycle.join().await,
+                Ended { left: 0, failure: Some(failure.into()), restart: None }
+            );
         }
     }
 

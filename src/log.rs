@@ -43,6 +43,8 @@ pub use record::BODY_BYTES_MAX;
 pub struct Options {
     /// Identity of a log that has to be created; an existing log keeps its own.
     pub incarnation: u64,
+    /// Position at which a log that has to be created begins: what lies before it counts as gone, not as missing.
+    pub first_seq: u64,
     /// Size at which a segment is finished and the next begun; at most [`SEGMENT_BYTES_MAX`].
     pub segment_bytes: u64,
     /// Days that events are kept.
@@ -57,6 +59,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             incarnation: 1,
+            first_seq: 1,
             segment_bytes: 64 << 20,
             retention_days: 7,
             retention_bytes: 10 << 30,

@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
+    collections::BTreeSet,
     path::Path,
     process::{Command, Output},
 };
@@ -113,4 +114,94 @@ fn a_token_in_the_environment_is_not_shown_by_help() {
     let dir = tempfile::tempdir().unwrap();
     let run = simcast(&["tail", "--help"], &[("SIMCAST_TOKEN", "sct_secret")], dir.path());
     assert!(run.out.contains("SIMCAST_TOKEN") && !run.out.contains("sct_secret"), "{}", run.out);
+}
+
+/// Files that are deployed, with their text.
+fn deployed(dir: &Path, found: &mut Vec<(std::path::PathBuf, String)>) {
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            deployed(&path, found);
+        } else {
+            let text = std::fs::read_to_string(&path).unwrap();
+            found.push((path, text));
+        }
+    }
+}
+
+#[test]
+fn variables_in_deploy_exist() {
+    let defaults = simcast(&["check", "--print-defaults"], &[], Path::new(".")).out;
+    let names = |text: &str| -> BTreeSet<String> {
+        let of_name = |c: char| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_';
+        text.split(|c| !of_name(c)).filter(|word| word.starts_with("SIMCAST__")).map(str::to_owned).collect()
+    };
+    let mut known = names(&defaults);
+    known.insert("SIMCAST__AUTH__TOKENS".to_owned());
+    let mut files = Vec::new();
+    deployed(&Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy"), &mut files);
+    let mut used = 0;
+    for (path, text) in files {
+        for name in names(&text) {
+            used += 1;
+            assert!(known.contains(&name), "{} uses {name}, which is no key", path.display());
+        }
+    }
+    assert!(used > 5, "{used}");
+}
+
+/// Checks a deployed file with variables and with a key and a token in the place of what is to be replaced.
+fn check_deployed(file: &str, env: &[(&str, &str)]) -> Run {
+    let dir = tempfile::tempdir().unwrap();
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy").join(file);
+    let text = std::fs::read_to_string(source).unwrap().replace("REPLACE-BY-64-HEX-DIGITS", &"a".repeat(64));
+    std::fs::write(dir.path().join("simcast.toml"), text).unwrap();
+    std::fs::write(dir.path().join("key"), "topsecret\n").unwrap();
+    let env = [&[("SIMCAST__UPSTREAM__API_KEY_FILE", "key")], env].concat();
+    simcast(&["check", "--config", "simcast.toml"], &env, dir.path())
+}
+
+/// The token of the example of secrets for Kubernetes.
+fn deployed_tokens() -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/kubernetes/secrets.example.yaml");
+    let text = std::fs::read_to_string(path).unwrap();
+    let (_, rest) = text.split_once("auth-tokens: '").unwrap();
+    rest.split_once('\'').unwrap().0.replace("REPLACE-BY-64-HEX-DIGITS", &"a".repeat(64))
+}
+
+#[test]
+fn deployed_files_are_valid_with_a_token_and_refused_without() {
+    let tokens = deployed_tokens();
+    for (file, env) in
+        [("systemd/simcast.toml", None), ("simcast.toml", Some(("SIMCAST__AUTH__TOKENS", tokens.as_str())))]
+    {
+        let run = check_deployed(file, &env.into_iter().collect::<Vec<_>>());
+        assert_eq!(run.code, 0, "{file}: {}", run.err);
+        assert!(!run.out.contains("warning:"), "{file}: {}", run.out);
+    }
+    let open = check_deployed("simcast.toml", &[]);
+    assert_eq!(open.code, 64);
+    assert!(open.err.contains("nobody needs a token"), "{}", open.err);
+}
+
+#[test]
+fn the_deployed_gateway_on_nats_is_valid() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/kubernetes/gateway.yaml");
+    let text = std::fs::read_to_string(path).unwrap();
+    // "- name: VARIABLE" with "value: ..." on the next line.
+    let pairs = text.lines().zip(text.lines().skip(1)).filter_map(|(name, value)| {
+        let name = name.trim().strip_prefix("- name: ")?;
+        let value = value.trim().strip_prefix("value: ")?.trim_matches('"');
+        name.starts_with("SIMCAST__BUS__").then(|| (name, value.replace("$(NATS_PASSWORD)", "p1")))
+    });
+    let pairs: Vec<_> = pairs.collect();
+    assert!(pairs.len() >= 4, "{pairs:?}");
+    let tokens = deployed_tokens();
+    let mut env = vec![("SIMCAST__AUTH__TOKENS", tokens.as_str())];
+    env.extend(pairs.iter().map(|(name, value)| (*name, value.as_str())));
+    let run = check_deployed("simcast.toml", &env);
+    assert_eq!(run.code, 0, "{}", run.err);
+    for (name, value) in &pairs {
+        assert!(run.out.contains(&format!("({name})")), "{name} = {value}: {}", run.out);
+    }
 }

@@ -296,6 +296,13 @@ async fn watcher_far_behind_is_ended(bus: &Arc<dyn Bus>) -> Checked {
     for put in join_all(puts).await {
         put?;
     }
+    // A backend may take its time to hand changes on; nobody reads them meanwhile.
+    let ended = async {
+        while !watch.is_closed() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), ended).await?;
     let mut seen = 0;
     while let Some(_change) = tokio::time::timeout(Duration::from_secs(30), watch.recv()).await? {
         seen += 1;

@@ -4,7 +4,7 @@
 //! are remembered for the whole retention, and two gateways can't open the same directory, since the first holds an
 //! OS lock on it until it ends, however it ends.
 
-mod caretaker;
+pub(in crate::bus) mod caretaker;
 mod kv;
 mod writer;
 
@@ -359,7 +359,7 @@ impl Bus for Embedded {
         };
         let closed = self.closed.load(Ordering::Acquire).then(|| "the log is closed".to_owned());
         let unwritable = closed.or_else(|| self.log.unwritable());
-        Health { kind: "embedded", durability: durability.to_owned(), unwritable }
+        Health { kind: "embedded", durability: durability.to_owned(), warning: None, unwritable }
     }
 
     async fn shutdown(&self) {

@@ -85,13 +85,13 @@ pub async fn run(args: Args, out: &mut dyn Write) -> Result<(), Failure> {
     let config = configure(&args, &fleet.base_url())?;
     logs::init(&config.log).map_err(|error| Failure::runtime(error.to_string()))?;
     let metrics = Metrics::install().map_err(|error| Failure::runtime(error.to_string()))?;
-    let signals = lifecycle::signals()?;
+    let mut signals = lifecycle::signals()?;
     let running = app::start(config, clock, metrics).await.map_err(|error| {
         Failure::runtime(format!("{error}; --http, --grpc, --admin and --data-dir choose others"))
     })?;
     let (lifecycle, reload) = (running.lifecycle.clone(), running.reloader());
     let obeyed = lifecycle.clone();
-    tokio::spawn(async move { obeyed.obey(signals, reload).await });
+    tokio::spawn(async move { obeyed.obey(&mut signals, reload).await });
     let view = View::of(&running);
     let watched = async {
         let watched = view.show(&args, out).await;

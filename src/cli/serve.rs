@@ -25,18 +25,24 @@ pub async fn run(args: Args, out: &mut dyn Write) -> Result<(), Failure> {
     logs::init(&config.log).map_err(|error| Failure::runtime(error.to_string()))?;
     let metrics = Metrics::install().map_err(|error| Failure::runtime(error.to_string()))?;
     // Before the start, so that a supervisor that changes its mind is heard as soon as the start is over.
-    let signals = lifecycle::signals()?;
-    let running = app::start(config, clock::system(), metrics)
-        .await
-        .map_err(|error| Failure::runtime(error.to_string()))?;
-    let (lifecycle, reload) = (running.lifecycle.clone(), running.reloader());
-    tokio::spawn(async move { lifecycle.obey(signals, reload).await });
-    let told = writeln!(out, "http {}\ngrpc {}\nadmin {}", running.http, running.grpc, running.admin)
-        .and_then(|()| out.flush());
-    if let Err(error) = told {
-        tracing::debug!(%error, "nobody reads standard output");
+    let mut signals = lifecycle::signals()?;
+    loop {
+        let running = app::start(config.clone(), clock::system(), metrics.clone())
+            .await
+            .map_err(|error| Failure::runtime(error.to_string()))?;
+        let (lifecycle, reload) = (running.lifecycle.clone(), running.reloader());
+        let told = writeln!(out, "http {}\ngrpc {}\nadmin {}", running.http, running.grpc, running.admin)
+            .and_then(|()| out.flush());
+        if let Err(error) = told {
+            tracing::debug!(%error, "nobody reads standard output");
+        }
+        let (told_to_stop, ended) = tokio::join!(lifecycle.obey(&mut signals, reload), running.join());
+        let again = ended.restart.is_some() && !told_to_stop;
+        outcome(ended)?;
+        if !again {
+            return Ok(());
+        }
     }
-    outcome(running.join().await)
 }
 
 /// Exit code of a gateway that has ended.

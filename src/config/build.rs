@@ -8,8 +8,8 @@ use std::{
 };
 
 use super::{
-    Admin, Config, Details, Effective, Embedded, Grpc, Http, Ingest, Limits, Mistake, Mistakes, Upstream,
-    rules,
+    Admin, BusKind, Config, Details, Effective, Embedded, Grpc, Http, Ingest, Limits, Mistake, Mistakes,
+    Nats, Upstream, rules,
     schema::{self, Fallback, KEYS},
     source::{Located, Origin, Sources, collect, inline},
     tokens,
@@ -86,15 +86,7 @@ impl Values {
             }
             Err(problem) => {
                 self.bad.insert(key.path);
-                let nats = key.path == "bus.kind" && problem.what.contains("\"nats\"");
-                if nats {
-                    wrong(
-                        "this build has only the embedded log, NATS is not in it".into(),
-                        "set bus.kind = \"embedded\"".into(),
-                    );
-                } else {
-                    wrong(problem.what, problem.cure);
-                }
+                wrong(problem.what, problem.cure);
             }
         }
     }
@@ -146,7 +138,8 @@ impl Values {
         Duration::from_secs(self.number(path))
     }
 
-    fn list(&self, path: &str) -> Vec<String> {
+    /// Texts of a key.
+    pub fn list(&self, path: &str) -> Vec<String> {
         match self.get(path) {
             Value::List(items) => items.clone(),
             _ => Vec::new(),
@@ -186,6 +179,11 @@ impl Values {
                 late_after: self.seconds("ingest.late_after_s"),
                 lateness: self.seconds("ingest.lateness"),
             },
+            bus: match self.text("bus.kind").as_str() {
+                "nats" => BusKind::Nats,
+                _ => BusKind::Embedded,
+            },
+            nats: self.nats(),
             embedded: Embedded {
                 path: PathBuf::from(self.text("bus.embedded.path")),
                 retention_days: self.small("bus.embedded.retention_days"),
@@ -219,6 +217,24 @@ impl Values {
             },
             warnings,
             effective,
+        }
+    }
+
+    fn nats(&self) -> Nats {
+        let file = |path| self.set_text(path).map(PathBuf::from);
+        Nats {
+            urls: self.list("bus.nats.urls"),
+            credentials_file: file("bus.nats.credentials_file"),
+            nkey_file: file("bus.nats.nkey_file"),
+            tls_ca: file("bus.nats.tls_ca"),
+            tls_client: file("bus.nats.tls_cert").zip(file("bus.nats.tls_key")),
+            stream: self.text("bus.nats.stream"),
+            subject_prefix: self.text("bus.nats.subject_prefix"),
+            replicas: self.count("bus.nats.replicas"),
+            retention_days: self.small("bus.nats.retention_days"),
+            retention_bytes: self.number("bus.nats.retention_bytes"),
+            cache_path: PathBuf::from(self.text("bus.nats.cache_path")),
+            monitoring_url: self.set_text("bus.nats.monitoring_url").map(str::to_owned),
         }
     }
 

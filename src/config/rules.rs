@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, path::PathBuf};
 
-use super::{Mistake, Origin, build::Values};
+use super::{Mistake, Origin, build::Values, value::without_password};
 use crate::{
     auth::TokenConfig,
     globalsim::{KeySource, Secret},
@@ -23,6 +23,7 @@ pub fn check(values: &Values, tokens: &[TokenConfig], mistakes: &mut Vec<Mistake
     let key = rules.key();
     rules.budget();
     rules.retention();
+    rules.nats();
     rules.listeners();
     rules.exposure(tokens);
     rules.pseudonyms();
@@ -121,13 +122,75 @@ impl Rules<'_, '_> {
     }
 
     fn retention(&mut self) {
-        let (kept, read) = ("bus.embedded.retention_days", "upstream.backfill_days");
+        let kept = if self.is_nats() { "bus.nats.retention_days" } else { "bus.embedded.retention_days" };
+        let read = "upstream.backfill_days";
         let (kept_n, read_n) = (self.values.number(kept), self.values.number(read));
         if self.good(&[kept, read]) && kept_n < read_n {
             self.wrong(
                 self.given(kept, read),
                 format!("{kept_n} days are kept but {read_n} are read at the first start"),
                 format!("set {kept} to {read_n} or more, or lower {read}"),
+            );
+        }
+    }
+
+    fn is_nats(&self) -> bool {
+        self.values.set_text("bus.kind") == Some("nats")
+    }
+
+    fn nats(&mut self) {
+        if !self.is_nats() {
+            if self.values.origin("bus.nats.urls") != Origin::Default && self.good(&["bus.kind"]) {
+                self.warnings
+                    .push("bus.nats.urls is set, but bus.kind is \"embedded\": NATS is not used".to_owned());
+            }
+            return;
+        }
+        let urls = self.values.list("bus.nats.urls");
+        if urls.is_empty() && self.good(&["bus.nats.urls"]) {
+            self.wrong(
+                "bus.nats.urls",
+                "no NATS server is given",
+                "set it, or SIMCAST__BUS__NATS__URLS, to nats://host:4222",
+            );
+        }
+        let open =
+            |url: &&String| url.starts_with("nats://") && !is_loopback_url(&url.replacen("nats", "http", 1));
+        if self.values.set_text("bus.nats.tls_ca").is_none()
+            && let Some(url) = urls.iter().find(open)
+        {
+            self.warnings.push(format!(
+                "bus.nats.urls: {} is another machine: unless that server demands TLS, events and credentials can be read on the way; tls:// makes sure",
+                without_password(url)
+            ));
+        }
+        let (creds, nkey) = ("bus.nats.credentials_file", "bus.nats.nkey_file");
+        if self.values.set_text(creds).is_some() && self.values.set_text(nkey).is_some() {
+            self.wrong(nkey, "credentials_file and nkey_file are both set", "leave one of them out");
+        }
+        let (cert, key) = ("bus.nats.tls_cert", "bus.nats.tls_key");
+        for (one, other) in [(cert, key), (key, cert)] {
+            if self.values.set_text(one).is_some() && self.values.set_text(other).is_none() {
+                self.wrong(one, format!("it is of no use without {other}"), format!("set {other} too"));
+            }
+        }
+        for key in [creds, nkey, "bus.nats.tls_ca", cert, key] {
+            if let Some(path) = self.values.set_text(key)
+                && let Err(error) = std::fs::File::open(path)
+            {
+                self.wrong(
+                    key,
+                    format!("{path} can't be read: {error}"),
+                    "give a file that this user may read",
+                );
+            }
+        }
+        let replicas = self.values.number("bus.nats.replicas");
+        if replicas.is_multiple_of(2) {
+            self.wrong(
+                "bus.nats.replicas",
+                format!("of {replicas} servers no more may fail than of {}", replicas - 1),
+                "give 1, 3 or 5",
             );
         }
     }

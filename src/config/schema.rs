@@ -48,8 +48,7 @@ pub const TOKENS: &str = "auth.tokens";
 pub const TOKEN_KEYS: [&str; 6] = ["name", "sha256", "roles", "filter", "fields", "expires"];
 
 /// Sections and keys that other builds have, and what to say about them here.
-pub const ABSENT: [(&str, &str); 5] = [
-    ("bus.nats", "this build has only the embedded log; leave the section out"),
+pub const ABSENT: [(&str, &str); 4] = [
     ("webhooks", "this build delivers no webhooks; leave the section out"),
     ("auth.jwt", "this build knows tokens only; use [[auth.tokens]]"),
     ("http.tls", "this build serves no TLS; put a TLS proxy in front"),
@@ -63,7 +62,7 @@ const fn key(path: &'static str, kind: Kind, default: Fallback, doc: &'static st
 }
 
 /// Every key, in the order of the default file.
-pub const KEYS: [Key; 31] = [
+pub const KEYS: [Key; 44] = [
     key(
         "upstream.name",
         Kind::Name,
@@ -136,7 +135,12 @@ pub const KEYS: [Key; 31] = [
         Is("\"10m\""),
         "How late an event may show up in the API and still be found by sweeps; more costs requests.",
     ),
-    key("bus.kind", Kind::Choice(&["embedded"]), Is("\"embedded\""), "Where events are made durable."),
+    key(
+        "bus.kind",
+        Kind::Choice(&["embedded", "nats"]),
+        Is("\"embedded\""),
+        "Where events are made durable: in files of this gateway's own, or on NATS JetStream, for several gateways.",
+    ),
     key(
         "bus.embedded.path",
         Kind::Path,
@@ -154,6 +158,79 @@ pub const KEYS: [Key; 31] = [
         Kind::Size(64 << 20, 64 << 40),
         Is("\"10GiB\""),
         "Bytes that events may take; the oldest go first.",
+    ),
+    key(
+        "bus.nats.urls",
+        Kind::NatsUrls,
+        Unset("[\"nats://127.0.0.1:4222\"]"),
+        "NATS servers, one or more of the same cluster; nats:// or tls://. Required with bus.kind = \"nats\".",
+    ),
+    key(
+        "bus.nats.credentials_file",
+        Kind::Path,
+        Unset("\"/run/secrets/simcast.creds\""),
+        "JWT and seed as \"nsc generate creds\" writes them; read anew at each reconnect.",
+    ),
+    key(
+        "bus.nats.nkey_file",
+        Kind::Path,
+        Unset("\"/run/secrets/simcast.nk\""),
+        "Seed of an nkey, in place of credentials_file.",
+    ),
+    key(
+        "bus.nats.tls_ca",
+        Kind::Path,
+        Unset("\"/run/secrets/nats-ca.pem\""),
+        "Certificates that the servers' own are checked against, in place of the system's.",
+    ),
+    key(
+        "bus.nats.tls_cert",
+        Kind::Path,
+        Unset("\"/run/secrets/nats-client.pem\""),
+        "Client certificate, with tls_key.",
+    ),
+    key("bus.nats.tls_key", Kind::Path, Unset("\"/run/secrets/nats-client.key\""), "Its key."),
+    key(
+        "bus.nats.stream",
+        Kind::StreamName,
+        Is("\"SIMCAST\""),
+        "Name of the stream, and first part of its key-value buckets' names.",
+    ),
+    key(
+        "bus.nats.subject_prefix",
+        Kind::SubjectPrefix,
+        Is("\"simcast\""),
+        "First part of its subjects: <prefix>.events.<event_type>.<iccid>.<device>.",
+    ),
+    key(
+        "bus.nats.replicas",
+        Kind::Integer(1, 5),
+        Is("1"),
+        "Servers that hold each event: 1, or 3 or 5 in a cluster of as many.",
+    ),
+    key(
+        "bus.nats.retention_days",
+        Kind::Integer(1, 3650),
+        Is("7"),
+        "Days that the stream keeps events; at least backfill_days.",
+    ),
+    key(
+        "bus.nats.retention_bytes",
+        Kind::Size(64 << 20, 64 << 40),
+        Is("\"10GiB\""),
+        "Bytes that events may take on each server that holds them; the oldest go first.",
+    ),
+    key(
+        "bus.nats.cache_path",
+        Kind::Path,
+        Is("\"./simcast-data/nats\""),
+        "Directory of this gateway's copy of the stream, which all reads use. May be lost: it is filled anew.",
+    ),
+    key(
+        "bus.nats.monitoring_url",
+        Kind::Url,
+        Unset("\"http://127.0.0.1:8222\""),
+        "Monitoring port of a NATS server: only there can be read how often it syncs.",
     ),
     key(
         "http.listen",

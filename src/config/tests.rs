@@ -129,11 +129,39 @@ fn mistakes_in_one_key_are_named_with_place_and_cure() {
         ),
         (
             "[bus]\nkind = \"nats\"",
-            "bus.kind (simcast.toml:5): this build has only the embedded log, NATS is not in it; set bus.kind = \"embedded\"",
+            "bus.nats.urls: no NATS server is given; set it, or SIMCAST__BUS__NATS__URLS, to nats://host:4222",
         ),
         (
-            "[bus.nats]\nurls = [\"nats://localhost\"]",
-            "bus.nats (simcast.toml:4): there is no such key; this build has only the embedded log; leave the section out",
+            "[bus]\nkind = \"kafka\"",
+            "bus.kind (simcast.toml:5): \"kafka\" is unknown; give one of embedded, nats",
+        ),
+        (
+            "[bus.nats]\nurls = [\"http://localhost\"]",
+            "bus.nats.urls (simcast.toml:5): it is no address of a NATS server; give nats://host:port or tls://host:port, with user:password@ before the host where it wants them",
+        ),
+        (
+            "[bus.nats]\nurl = [\"nats://localhost\"]",
+            "bus.nats.url (simcast.toml:5): there is no such key; did you mean bus.nats.urls?",
+        ),
+        (
+            "[bus.nats]\nstream = \"sim.cast\"",
+            "bus.nats.stream (simcast.toml:5): \"sim.cast\" is no name of a stream; give 1 to 32 characters of A-Z a-z 0-9 _ -",
+        ),
+        (
+            "[bus.nats]\nsubject_prefix = \"sim..cast\"",
+            "bus.nats.subject_prefix (simcast.toml:5): \"sim..cast\" begins no subject; give words of A-Z a-z 0-9 _ - with dots between, 64 characters at most",
+        ),
+        (
+            "[bus]\nkind = \"nats\"\n[bus.nats]\nurls = [\"localhost\"]\nreplicas = 2",
+            "bus.nats.replicas (simcast.toml:8): of 2 servers no more may fail than of 1; give 1, 3 or 5",
+        ),
+        (
+            "[bus]\nkind = \"nats\"\n[bus.nats]\nurls = [\"localhost\"]\ntls_key = \"/dev/null\"",
+            "bus.nats.tls_key (simcast.toml:8): it is of no use without bus.nats.tls_cert; set bus.nats.tls_cert too",
+        ),
+        (
+            "[bus]\nkind = \"nats\"\n[bus.nats]\nurls = [\"localhost\"]\nnkey_file = \"/nowhere/x\"",
+            "bus.nats.nkey_file (simcast.toml:8): /nowhere/x can't be read: No such file or directory (os error 2); give a file that this user may read",
         ),
         (
             "[bus.embedded]\nretention_bytes = \"10GB\"",
@@ -403,13 +431,15 @@ fn other(key: &Key) -> String {
             (*choices.iter().find(|choice| **choice != default).unwrap_or(&default)).to_owned()
         }
         Kind::Integer(_, max) if key.path == "upstream.limit_per_minute" => max.to_string(),
-        Kind::Integer(min, _) => (min + 7).to_string(),
+        Kind::Integer(min, max) => (min + 7).min(max).to_string(),
         Kind::Size(_, max) | Kind::Seconds(_, max) => max.to_string(),
         Kind::Boolean => "false".into(),
         Kind::Address => "127.0.0.1:1".into(),
         Kind::Url => "https://other.example".into(),
         Kind::Origins => "https://other.example".into(),
         Kind::Hosts => "other.example".into(),
+        Kind::NatsUrls => "nats://other.example".into(),
+        Kind::StreamName | Kind::SubjectPrefix => "other".into(),
         Kind::Level => "trace".into(),
     }
 }
@@ -418,17 +448,47 @@ fn other(key: &Key) -> String {
 fn every_key_of_the_table_reaches_the_configuration() {
     let bare = |config: Config| format!("{:?}", Config { effective: Vec::new(), ..config });
     let base = Case::new(GOOD).load().unwrap();
-    // One choice only, a file that must exist, and a key that only tokens use: they have tests of their own.
+    // NATS wants more, a file must exist, and a key is used by tokens only: they have tests of their own.
     for key in KEYS
         .iter()
         .filter(|key| !["bus.kind", "upstream.api_key_file", "auth.pseudonym_key"].contains(&key.path))
     {
-        let changed = Case::new(GOOD).env(&key.env(), &other(key)).load().unwrap();
+        let mut case = Case::new(GOOD).env(&key.env(), &other(key));
+        if let Some(twin) = match key.path {
+            "bus.nats.tls_cert" => Some("SIMCAST__BUS__NATS__TLS_KEY"),
+            "bus.nats.tls_key" => Some("SIMCAST__BUS__NATS__TLS_CERT"),
+            _ => None,
+        } {
+            case = case.env(twin, "twin");
+        }
+        let changed = case.load().unwrap();
         // The key's debug output is blotted out, so that it is compared apart.
         let differs =
             changed.upstream.api_key != base.upstream.api_key || bare(changed) != bare(base.clone());
         assert!(differs, "{} changes nothing", key.path);
     }
+}
+
+#[test]
+fn nats_is_configured_and_its_passwords_are_not_shown() {
+    let toml = format!(
+        "{GOOD}\n[bus]\nkind = \"nats\"\n[bus.nats]\nurls = [\"nats://me:pass@127.0.0.1:4222/\", \"tls://n2\"]"
+    );
+    let config = Case::new(&toml).load().unwrap();
+    assert_eq!(config.bus, BusKind::Nats);
+    assert_eq!(config.nats.urls, ["nats://me:pass@127.0.0.1:4222", "tls://n2"]);
+    assert!(config.warnings.is_empty(), "{:?}", config.warnings);
+    let shown = config.effective.iter().find(|shown| shown.key == "bus.nats.urls").unwrap();
+    assert_eq!(shown.value.as_deref(), Some("[\"nats://***@127.0.0.1:4222\", \"tls://n2\"]"));
+    assert!(!format!("{config:?}").contains("pass@"), "{config:?}");
+    let elsewhere = toml.replace("127.0.0.1", "nats.example");
+    let warnings = Case::new(&elsewhere).load().unwrap().warnings;
+    assert!(
+        warnings.iter().any(|w| w.contains("nats://***@nats.example:4222 is another machine")),
+        "{warnings:?}"
+    );
+    let unused = Case::new(&toml.replace("kind = \"nats\"", "kind = \"embedded\"")).load().unwrap();
+    assert!(unused.warnings.iter().any(|w| w.contains("NATS is not used")), "{:?}", unused.warnings);
 }
 
 #[test]
@@ -449,7 +509,10 @@ fn the_default_file_is_right_and_complete() {
             changed.push(one.key.as_str());
         }
     }
-    assert_eq!(changed, ["upstream.base_url", "auth.pseudonym_key"], "all others are defaults");
+    let examples = KEYS.iter().filter(|key| matches!(key.default, Fallback::Unset(_)));
+    // Of the two ways to give the key, the plain tests use one.
+    let examples = examples.map(|key| key.path).filter(|path| !path.starts_with("upstream.api_key"));
+    assert_eq!(changed, examples.collect::<Vec<_>>(), "all others are defaults");
     assert_eq!(load(&Case::new(&text).sources).unwrap_err().0.len(), 2, "as printed it sets nothing");
     for key in &KEYS {
         assert!(text.contains(&key.env()) && text.contains(key.doc), "{}", key.path);

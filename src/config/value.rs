@@ -32,6 +32,12 @@ pub enum Kind {
     Url,
     /// List of `scheme://host[:port]`.
     Origins,
+    /// List of addresses of NATS servers.
+    NatsUrls,
+    /// Name of a stream, 1 to 32 of `[A-Za-z0-9_-]`: it becomes part of file and bucket names.
+    StreamName,
+    /// One or more tokens of a NATS subject.
+    SubjectPrefix,
     /// List of host names without port.
     Hosts,
     /// Log level or directives.
@@ -79,6 +85,7 @@ impl Kind {
             Self::Seconds(min, max) => self.number(raw, true, &TIMES, min, max),
             Self::Origins => self.list(raw, loose, origin),
             Self::Hosts => self.list(raw, loose, host),
+            Self::NatsUrls => self.list(raw, loose, nats_url),
             _ => match raw {
                 Raw::Text(text) => self.text(text),
                 other => self.mistyped(other),
@@ -101,6 +108,9 @@ impl Kind {
             Self::Url => "a URL such as https://api.example.com/v1/globalsim".into(),
             Self::Origins => r#"a list such as ["https://console.example.com"]"#.into(),
             Self::Hosts => r#"a list such as ["simcast.example.com"]"#.into(),
+            Self::NatsUrls => r#"a list such as ["nats://127.0.0.1:4222"]"#.into(),
+            Self::StreamName => "1 to 32 characters of A-Z a-z 0-9 _ -".into(),
+            Self::SubjectPrefix => "words of A-Z a-z 0-9 _ - with dots between, 64 characters at most".into(),
         }
     }
 
@@ -179,6 +189,12 @@ impl Kind {
                 problem(format!("{text:?} is unknown"), cure())
             }
             Self::Name if !is_name(text) => problem(format!("{text:?} is no name"), cure()),
+            Self::StreamName if !is_word(text) || text.len() > 32 => {
+                problem(format!("{text:?} is no name of a stream"), cure())
+            }
+            Self::SubjectPrefix if text.len() > 64 || !text.split('.').all(is_word) => {
+                problem(format!("{text:?} begins no subject"), cure())
+            }
             Self::Address if text.parse::<SocketAddr>().is_err() => {
                 problem(format!("{text:?} is no address"), cure())
             }
@@ -203,6 +219,10 @@ impl Kind {
             (_, Value::Integer(n)) => n.to_string(),
             (_, Value::Boolean(b)) => b.to_string(),
             (_, Value::Text(text)) => format!("{text:?}"),
+            (Self::NatsUrls, Value::List(items)) => {
+                let shown: Vec<_> = items.iter().map(|url| without_password(url)).collect();
+                format!("{shown:?}")
+            }
             (_, Value::List(items)) => format!("{items:?}"),
         })
     }
@@ -212,6 +232,11 @@ impl Kind {
 pub fn is_name(text: &str) -> bool {
     (1..=64).contains(&text.len())
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-'))
+}
+
+/// Whether a text can be a token of a subject or the name of a stream.
+fn is_word(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'))
 }
 
 fn size(bytes: u64) -> String {
@@ -265,6 +290,28 @@ fn origin(text: &str) -> Result<String, Problem> {
         Some((_, authority, "")) if !authority.contains('@') => Ok(text.to_ascii_lowercase()),
         _ => problem(format!("{text:?} is no origin"), cure),
     }
+}
+
+/// A URL to be shown: what stands before the @ is blotted out.
+pub fn without_password(url: &str) -> String {
+    match (url.split_once("://"), url.rsplit_once('@')) {
+        (Some((scheme, _)), Some((_, host))) => format!("{scheme}://***@{host}"),
+        _ => url.to_owned(),
+    }
+}
+
+fn nats_url(text: &str) -> Result<String, Problem> {
+    let cure =
+        "give nats://host:port or tls://host:port, with user:password@ before the host where it wants them";
+    // Without scheme it is nats://, as NATS' own tools have it.
+    let (scheme, rest) = text.split_once("://").unwrap_or(("nats", text));
+    let authority = rest.trim_end_matches('/');
+    let parsed: Option<http::uri::Authority> = authority.parse().ok();
+    if parsed.is_none_or(|parsed| parsed.host().is_empty()) || !matches!(scheme, "nats" | "tls") {
+        // The text may hold a password.
+        return problem("it is no address of a NATS server", cure);
+    }
+    Ok(format!("{scheme}://{authority}"))
 }
 
 fn host(text: &str) -> Result<String, Problem> {

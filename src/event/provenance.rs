@@ -41,6 +41,11 @@ impl Via {
         }
     }
 
+    /// The reader of a name; None where no reader has it.
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|via| via.as_str() == name)
+    }
+
     /// The reader of a number; None where no reader has it.
     pub fn from_code(code: u8) -> Option<Self> {
         Self::ALL.into_iter().find(|via| *via as u8 == code)

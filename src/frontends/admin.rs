@@ -65,7 +65,11 @@ pub fn readiness(context: &Context) -> Readiness {
         };
         degraded.push(Degraded { part: "upstream", state: status.state.as_str().to_owned(), message });
     }
-    Readiness::judge(&context.bus.health(), context.draining.is_cancelled(), degraded)
+    let health = context.bus.health();
+    if let Some(message) = health.warning.clone() {
+        degraded.push(Degraded { part: "bus", state: "weak_durability".to_owned(), message });
+    }
+    Readiness::judge(&health, context.draining.is_cancelled(), degraded)
 }
 
 /// What upstream sent and the log can't hold; numbers of SIMs and subscribers show their last digits only.

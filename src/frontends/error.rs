@@ -240,6 +240,16 @@ impl ApiError {
         Self::new(Code::Draining, "the gateway is stopping").retry_after(Duration::from_secs(1))
     }
 
+    /// The copy of the stream that reads use is being filled.
+    pub fn index_building(upto: u64, of: u64) -> Self {
+        Self::new(
+            Code::IndexBuilding,
+            format!("this gateway is copying the stream: it has read up to sequence {upto} of {of}"),
+        )
+        .hint("try again in a moment, or ask another gateway")
+        .retry_after(Duration::from_secs(1))
+    }
+
     /// Nothing lies there, or nothing that the token may see.
     pub fn not_found(message: impl Into<Cow<'static, str>>) -> Self {
         Self::new(Code::NotFound, message)

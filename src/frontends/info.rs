@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::Context;
-use crate::log::Damage;
+use crate::{bus::Fill, log::Damage};
 
 /// The stream: what is kept, how current it is, what an acknowledgement means, the limits. Cursors are text; the
 /// incarnation is hex, since JSON numbers do not hold 64 bits everywhere. May read the disk.
@@ -12,6 +12,10 @@ pub fn stream(context: &Context) -> Value {
     let (oldest, newest) = context.hub.range();
     let health = context.bus.health();
     let upstream = context.status.borrow().to_json(context.clock.now());
+    let filling = match *context.bus.fill().borrow() {
+        Fill::Filling { upto, of } => json!({"upto": upto, "of": of}),
+        _ => Value::Null,
+    };
     let damaged: u64 = context.hub.log().damage().borrow().iter().map(Damage::positions).sum();
     json!({
         "events": bounds.events,
@@ -24,7 +28,9 @@ pub fn stream(context: &Context) -> Value {
         "bus": {
             "kind": health.kind,
             "durability": health.durability,
+            "warning": health.warning,
             "writable": health.unwritable.is_none(),
+            "filling": filling,
         },
         "gateway": {
             "version": env!("CARGO_PKG_VERSION"),

@@ -9,7 +9,8 @@
 //! taken, and there are only so many. Refused requests (429) count like others. A little more than 60 s is kept
 //! ([`HOLD`]), for clocks that do not run alike.
 //!
-//! Slots are noted in a [`journal`] before the request is sent, so that the promise holds over restarts.
+//! Slots are noted in a [`journal`] before the request is sent, so that the promise holds over restarts. Where several
+//! gateways share a key, they are noted in advance where the others find them ([`share`]).
 //!
 //! # Who goes first
 //!
@@ -28,6 +29,7 @@
 mod journal;
 mod pace;
 mod queue;
+mod share;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -46,6 +48,7 @@ use crate::{
 };
 
 pub use pace::BURST_MAX;
+pub use share::{Note, Noted};
 
 /// How long a slot stays taken after the answer: upstream's window, and a margin for clocks that run unlike and for
 /// the 10 ms steps of the time since boot.
@@ -113,11 +116,13 @@ pub struct BudgetConfig {
     pub limit_per_minute: u32,
     /// Where slots are noted down so that a restart knows of them; None for a budget that no restart shares.
     pub journal: Option<PathBuf>,
+    /// Whether gateways on other machines use the same key. Nothing is sent then before [`Gate::grant`].
+    pub shared: bool,
 }
 
 impl Default for BudgetConfig {
     fn default() -> Self {
-        Self { requests_per_minute: 400, limit_per_minute: 500, journal: None }
+        Self { requests_per_minute: 400, limit_per_minute: 500, journal: None, shared: false }
     }
 }
 
@@ -203,7 +208,8 @@ impl Gate {
                 (Some(journal), found)
             }
         };
-        Ok(Self(Arc::new(Inner::new(asked, State::new(asked, journal, found, now)))))
+        let state = State::new(asked, journal, found, config.shared, now);
+        Ok(Self(Arc::new(Inner::new(asked, state))))
     }
 
     /// Waits for a slot. Cancel-safe: a caller that stops waiting leaves the queue and spends nothing.

@@ -35,6 +35,8 @@ pub const HOLES: &str = "simcast_ingest_tail_holes_total";
 pub const ALARMS: &str = "simcast_ingest_total_alarms_total";
 /// Stretches that upstream forgot before they were read, or read again after the log lost them.
 pub const GAPS: &str = "simcast_ingest_gaps_total";
+/// Times that the log had lost events that the poller's position counts on.
+pub const LOG_REGRESSIONS: &str = "simcast_ingest_log_regressions_total";
 /// Walks that could not be finished because the list changed too fast or paging is not honoured.
 pub const LOST_WALKS: &str = "simcast_ingest_lost_walks_total";
 /// Closed days that are followed; label `state` (`verified`, `pending`, `gap`, `unavailable`).

@@ -3,20 +3,20 @@
 //! Written only after what it speaks of is durable in the log; a crash in between repeats reads, and known ids keep
 //! the repeats out of the log.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use jiff::{Timestamp, civil::Date};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 
-use super::board::Board;
-use crate::bus::{Bucket, Bus, KvError};
+use super::{RETRY, board::Board, names};
+use crate::{
+    bus::{Bucket, Bus, KvError},
+    log::Log,
+};
 
 /// Key in [`Bucket::State`].
 pub const KEY: &str = "floor";
-
-/// Pause before a failed read or write of the store is tried again.
-const RETRY: Duration = Duration::from_secs(1);
 
 /// What is kept.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,6 +28,49 @@ pub struct Position {
     /// The first read of the past, while it is not finished.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backfill: Option<BackfillPosition>,
+    /// The log that all this is about, as it was when this was written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log: Option<LogMark>,
+}
+
+/// A log and how far it had come. A log that is another one now, or ends before that, has lost events that the
+/// position says are there: a backup was put back, or a server lost power before it had synced.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogMark {
+    /// 16 hex digits.
+    pub incarnation: String,
+    /// Its newest sequence.
+    pub seq: u64,
+}
+
+impl LogMark {
+    /// The log as it is now.
+    pub fn of(log: &Log) -> Self {
+        let bounds = log.bounds();
+        Self { incarnation: format!("{:016x}", bounds.incarnation), seq: bounds.last_seq }
+    }
+}
+
+impl Position {
+    /// What holds after a log has lost its end: all of it that is left was appended by the time at which its newest
+    /// event was, so what was visible before that and is missing is found by sweeps from there, or by the ledger.
+    /// None where nothing is left: then it is as at the very first start.
+    pub fn checked(self, log: &Log) -> Option<Self> {
+        let (Some(mark), now) = (&self.log, LogMark::of(log)) else { return Some(self) };
+        if mark.incarnation == now.incarnation && mark.seq <= now.seq {
+            return Some(self);
+        }
+        metrics::counter!(names::LOG_REGRESSIONS).increment(1);
+        let newest = log.bounds().last_time;
+        tracing::error!(
+            ?mark,
+            ?now,
+            ?newest,
+            "the log has lost events since it was last written: they are read again"
+        );
+        let floor = newest?.min(self.floor);
+        Some(Self { floor, log: None, ..self })
+    }
 }
 
 /// How far the backfill has come.
@@ -99,7 +142,8 @@ impl PositionStore {
     }
 
     async fn write(&self, position: &Position) -> Result<(), KvError> {
-        let value = serde_json::to_vec(position).unwrap_or_default();
+        let marked = Position { log: Some(LogMark::of(self.bus.log())), ..position.clone() };
+        let value = serde_json::to_vec(&marked).unwrap_or_default();
         self.bus.kv_put(Bucket::State, KEY, value.into()).await?;
         Ok(())
     }

@@ -205,6 +205,8 @@ pub struct Status {
     pub budget: Value,
     /// Days whose completeness is followed.
     pub completeness: BTreeMap<Date, Completeness>,
+    /// What the gateway that polls shows of upstream, where that is another one.
+    pub elsewhere: Option<Value>,
 }
 
 /// What is known of one UTC day.
@@ -238,7 +240,16 @@ impl Status {
             self.completeness.iter().map(|(day, one)| (day.to_string(), one.state.as_str().into())).collect();
         let day_details: serde_json::Map<_, _> =
             self.completeness.iter().map(|(day, one)| (day.to_string(), one.to_json())).collect();
+        if let Some(elsewhere) = &self.elsewhere {
+            let mut shown = elsewhere.clone();
+            shown["state"] = self.state.as_str().into();
+            shown["message"] = self.message.clone().into();
+            shown["lag_seconds"] = lag.into();
+            shown["polled_here"] = false.into();
+            return shown;
+        }
         json!({
+            "polled_here": self.last_success.is_some(),
             "state": self.state.as_str(),
             "seen_until": self.seen_until.map(|t| t.to_string()),
             "lag_seconds": lag,

@@ -10,6 +10,7 @@ mod overload;
 mod provenance;
 mod repair;
 pub(super) mod rig;
+mod share;
 mod store;
 mod unsorted;
 
@@ -164,7 +165,8 @@ async fn what_upstream_forgot_is_announced_however_the_rest_is_read() {
         run.stop().await;
         let now = rig.clock.now();
         let floor = now - SignedDuration::from_secs(60);
-        let kept = Position { floor, origin: now - SignedDuration::from_hours(24), backfill: None };
+        let kept =
+            Position { floor, origin: now - SignedDuration::from_hours(24), backfill: None, log: None };
         let value = serde_json::to_vec(&kept).unwrap().into();
         rig.bus.kv_put(crate::bus::Bucket::State, position::KEY, value).await.unwrap();
         rig.sim.inject_burst(30);
@@ -198,7 +200,8 @@ async fn what_a_busy_fleet_lost_is_announced() {
         rig.settled().await;
         run.seen(rig.clock.now()).await;
         run.stop().await;
-        let kept = Position { floor, origin: floor - SignedDuration::from_hours(24), backfill: None };
+        let kept =
+            Position { floor, origin: floor - SignedDuration::from_hours(24), backfill: None, log: None };
         let value = serde_json::to_vec(&kept).unwrap().into();
         rig.bus.kv_put(crate::bus::Bucket::State, position::KEY, value).await.unwrap();
         rig.sim.remove_oldest(1_000_000);
@@ -221,7 +224,7 @@ async fn what_a_busy_fleet_lost_is_announced() {
 async fn a_pause_longer_than_ids_are_kept_is_announced() {
     let rig = Rig::new(Faults::default()).await;
     let floor = rig.clock.now() - SignedDuration::from_hours(24 * 9);
-    let kept = Position { floor, origin: floor, backfill: None };
+    let kept = Position { floor, origin: floor, backfill: None, log: None };
     let value = serde_json::to_vec(&kept).unwrap().into();
     rig.bus.kv_put(crate::bus::Bucket::State, position::KEY, value).await.unwrap();
     let mut run = rig.run();

@@ -63,7 +63,7 @@ pub(crate) fn recover(disk: &dyn Disk, options: &Options) -> io::Result<Recovere
     }
     let active = match bases.last() {
         Some(base_seq) => segments.open_active(*base_seq)?,
-        None => segments.create_active(segments.next_seq.unwrap_or(1))?,
+        None => segments.create_active(segments.next_seq.unwrap_or(options.first_seq))?,
     };
     let state = State::new(segments.sealed, active, retired, options.recent_bytes);
     Ok(Recovered { incarnation, state })

@@ -164,6 +164,21 @@ fn cursors_say_what_is_wrong_with_them() {
 }
 
 #[test]
+fn a_log_may_begin_late_and_what_lies_before_is_gone() {
+    let disk = Arc::new(MemoryDisk::default());
+    let options = Options { first_seq: 100, ..options() };
+    let log = testing::open_on(&disk, options);
+    assert_eq!((log.bounds().first_seq, log.bounds().last_seq), (100, 99));
+    log.append_at(vec![(103, entry(1)), (107, entry(2))]).unwrap();
+    drop(log);
+    let log = testing::open_on(&disk, Options { first_seq: 500, ..options });
+    assert_eq!((log.bounds().first_seq, log.bounds().last_seq), (103, 107));
+    assert!(log.damage().borrow().is_empty());
+    assert_eq!(log.check(log.cursor_at(101)), Ok(101));
+    assert_eq!(log.check(Cursor { seq: 98, ..log.cursor_at(98) }), Err(CursorState::Expired));
+}
+
+#[test]
 fn retention_removes_whole_segments_and_remembers_their_ids() {
     let disk = Arc::new(MemoryDisk::default());
     let options = Options { retention_bytes: 10_000, ..options() };

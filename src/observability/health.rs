@@ -55,7 +55,8 @@ mod tests {
 
     #[test]
     fn only_an_unwritable_log_and_a_drain_take_traffic_away() {
-        let well = bus::Health { kind: "embedded", durability: "fsync".into(), unwritable: None };
+        let well =
+            bus::Health { kind: "embedded", durability: "fsync".into(), warning: None, unwritable: None };
         let full = bus::Health { unwritable: Some("no space left on device".into()), ..well.clone() };
         let stale = vec![Degraded { part: "upstream", state: "stale".into(), message: "no answer".into() }];
         for (bus, draining, degraded, status, reasons) in [

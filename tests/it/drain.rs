@@ -7,12 +7,11 @@ use simcast::proto::{self, event_service_client::EventServiceClient, subscribe_r
 
 use super::{
     clients::Socket,
-    support::{World, http},
+    support::{Bus, World, http, on_both_buses},
 };
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn sigterm_tells_every_client_and_ends_within_ten_seconds() {
-    let world = World::quiet().await;
+async fn sigterm_tells_every_client_and_ends_within_ten_seconds(bus: Bus) {
+    let world = World::quiet_on(bus).await;
     let gateway = world.child();
     let mut socket = Socket::open(gateway.http, "").await.unwrap();
     socket.expect("caught_up").await;
@@ -59,3 +58,5 @@ async fn sigterm_tells_every_client_and_ends_within_ten_seconds() {
     assert_eq!(exit.await.unwrap(), Some(0));
     assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
 }
+
+on_both_buses!(sigterm_tells_every_client_and_ends_within_ten_seconds);

@@ -9,6 +9,8 @@ mod crash;
 mod demo;
 mod document;
 mod drain;
+mod nats_server;
+mod replicas;
 mod resume;
 mod scenario;
 mod support;

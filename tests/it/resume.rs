@@ -6,7 +6,7 @@ use simcast::globalsim::simulator::Config;
 
 use super::{
     clients::{Seen, Socket},
-    support::{World, assert_exactly_once, settled},
+    support::{Bus, World, assert_exactly_once, on_both_buses, settled},
 };
 
 /// Follows one filter through as many connections as it is cut into.
@@ -45,15 +45,17 @@ impl Follower {
 }
 
 /// A thousand cuts of the connection at random points, and the gateway restarted under the readers every fifty.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_thousand_cuts_and_twenty_restarts_leave_no_hole_and_no_repeat() {
-    let world = World::new(Config {
-        sims: 40,
-        events_per_second: 60.0,
-        history: Duration::from_secs(3600),
-        history_events_per_second: 0.5,
-        ..Config::default()
-    })
+async fn a_thousand_cuts_and_twenty_restarts_leave_no_hole_and_no_repeat(bus: Bus) {
+    let world = World::on(
+        bus,
+        Config {
+            sims: 40,
+            events_per_second: 60.0,
+            history: Duration::from_secs(3600),
+            history_events_per_second: 0.5,
+            ..Config::default()
+        },
+    )
     .await;
     let mut rng = fastrand::Rng::with_seed(7);
     let mut followers = [
@@ -101,16 +103,15 @@ async fn a_thousand_cuts_and_twenty_restarts_leave_no_hole_and_no_repeat() {
     gateway.stop().await;
 }
 
+on_both_buses!(a_thousand_cuts_and_twenty_restarts_leave_no_hole_and_no_repeat);
+
 /// `simcast tail` is the client that users run: it must do the same by itself.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn simcast_tail_goes_on_without_a_hole_over_restarts_of_the_gateway() {
+async fn simcast_tail_goes_on_without_a_hole_over_restarts_of_the_gateway(bus: Bus) {
     use tokio::io::{AsyncBufReadExt as _, BufReader};
-    let world = World::new(Config {
-        sims: 20,
-        events_per_second: 40.0,
-        history: Duration::ZERO,
-        ..Config::default()
-    })
+    let world = World::on(
+        bus,
+        Config { sims: 20, events_per_second: 40.0, history: Duration::ZERO, ..Config::default() },
+    )
     .await;
     // The address must stay the same over the restarts.
     let gateway = world.gateway().await;
@@ -156,3 +157,5 @@ async fn simcast_tail_goes_on_without_a_hole_over_restarts_of_the_gateway() {
     assert!(tail.wait().await.unwrap().success(), "Ctrl-C ends tail cleanly");
     gateway.stop().await;
 }
+
+on_both_buses!(simcast_tail_goes_on_without_a_hole_over_restarts_of_the_gateway);

@@ -11,17 +11,20 @@ use tokio::process::Command;
 
 use super::{
     clients::{self, Seen},
-    support::{Gateway, World, assert_exactly_once, settled, stored},
+    support::{Bus, Gateway, World, assert_exactly_once, on_both_buses, settled, stored},
 };
 
-async fn a_world_with_history_and_life() -> (World, Gateway) {
-    let world = World::new(Config {
-        sims: 50,
-        events_per_second: 20.0,
-        history: std::time::Duration::from_secs(3600),
-        history_events_per_second: 0.2,
-        ..Config::default()
-    })
+async fn a_world_with_history_and_life(bus: Bus) -> (World, Gateway) {
+    let world = World::on(
+        bus,
+        Config {
+            sims: 50,
+            events_per_second: 20.0,
+            history: std::time::Duration::from_secs(3600),
+            history_events_per_second: 0.2,
+            ..Config::default()
+        },
+    )
     .await;
     let gateway = world.gateway().await;
     (world, gateway)
@@ -35,9 +38,8 @@ fn matching(events: &[Value], types: &[&str]) -> Vec<Seen> {
         .collect()
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_transport_gives_the_same_events_in_the_same_order() {
-    let (world, gateway) = a_world_with_history_and_life().await;
+async fn every_transport_gives_the_same_events_in_the_same_order(bus: Bus) {
+    let (world, gateway) = a_world_with_history_and_life(bus).await;
     // Followers join while history is still being read and events keep coming.
     let count = 400;
     let types = ["connection", "disconnection"];
@@ -61,9 +63,10 @@ async fn every_transport_gives_the_same_events_in_the_same_order() {
     gateway.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_documented_field_of_an_event_arrives() {
-    let world = World::quiet().await;
+on_both_buses!(every_transport_gives_the_same_events_in_the_same_order);
+
+async fn every_documented_field_of_an_event_arrives(bus: Bus) {
+    let world = World::quiet_on(bus).await;
     let gateway = world.gateway().await;
     for event_type in
         ["connection", "disconnection", "network_change", "data_usage_update", "location_update"]
@@ -110,6 +113,8 @@ async fn every_documented_field_of_an_event_arrives() {
     gateway.stop().await;
 }
 
+on_both_buses!(every_documented_field_of_an_event_arrives);
+
 /// Runs an independent client until it has `count` events.
 async fn external(
     program: &str,
@@ -147,9 +152,8 @@ async fn external(
         .collect()
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn python_and_node_clients_see_the_same_through_every_transport() {
-    let (world, gateway) = a_world_with_history_and_life().await;
+async fn python_and_node_clients_see_the_same_through_every_transport(bus: Bus) {
+    let (world, gateway) = a_world_with_history_and_life(bus).await;
     let count = 300;
     let mut seen = Vec::new();
     for transport in ["ws", "sse", "grpc", "rest"] {
@@ -175,9 +179,10 @@ async fn python_and_node_clients_see_the_same_through_every_transport() {
     gateway.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_cursor_of_one_transport_resumes_in_every_other() {
-    let (world, gateway) = a_world_with_history_and_life().await;
+on_both_buses!(python_and_node_clients_see_the_same_through_every_transport);
+
+async fn a_cursor_of_one_transport_resumes_in_every_other(bus: Bus) {
+    let (world, gateway) = a_world_with_history_and_life(bus).await;
     let all = clients::websocket(gateway.http, "from=earliest", 300).await;
     world.sim.pause();
     let cut = all[120].cursor.clone();
@@ -196,3 +201,5 @@ async fn a_cursor_of_one_transport_resumes_in_every_other() {
     }
     gateway.stop().await;
 }
+
+on_both_buses!(a_cursor_of_one_transport_resumes_in_every_other);

@@ -19,43 +19,103 @@ use simcast::{
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 
+use super::nats_server::{self, Server};
+
 /// How long anything may take before a test gives up: generous, since it only ends tests that fail.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The simulator and a directory for the gateway's data.
+/// Where the gateways of a world keep their events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bus {
+    Embedded,
+    Nats,
+}
+
+/// Runs an async function of the bus as a test on each.
+macro_rules! on_both_buses {
+    ($test:ident) => {
+        mod $test {
+            use crate::support::Bus;
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn embedded() {
+                super::$test(Bus::Embedded).await;
+            }
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn nats() {
+                super::$test(Bus::Nats).await;
+            }
+        }
+    };
+}
+pub(crate) use on_both_buses;
+
+/// The simulator, a directory for the gateway's data, and a NATS server where the world has one.
 pub struct World {
     pub sim: simulator::Handle,
     pub dir: TempDir,
+    pub nats: Option<Server>,
 }
 
 impl World {
     pub async fn new(config: simulator::Config) -> Self {
+        Self::on(Bus::Embedded, config).await
+    }
+
+    pub async fn on(bus: Bus, config: simulator::Config) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        Self { sim: simulator::start(config, listener, clock::system()), dir: TempDir::new().unwrap() }
+        let nats = match bus {
+            Bus::Embedded => None,
+            Bus::Nats => Some(Server::start(nats_server::NEWEST).await),
+        };
+        let sim = simulator::start(config, listener, clock::system());
+        Self { sim, dir: TempDir::new().unwrap(), nats }
     }
 
     /// A quiet fleet without history: what a test injects is all there is.
     pub async fn quiet() -> Self {
-        Self::new(simulator::Config {
-            sims: 20,
-            events_per_second: 0.0,
-            history: Duration::ZERO,
-            ..simulator::Config::default()
-        })
+        Self::quiet_on(Bus::Embedded).await
+    }
+
+    pub async fn quiet_on(bus: Bus) -> Self {
+        Self::on(
+            bus,
+            simulator::Config {
+                sims: 20,
+                events_per_second: 0.0,
+                history: Duration::ZERO,
+                ..simulator::Config::default()
+            },
+        )
         .await
     }
 
     /// What a gateway of this world is configured with.
     pub fn settings(&self) -> Vec<(String, String)> {
+        self.settings_of("data")
+    }
+
+    /// The same for one of several gateways, with a directory of its own.
+    pub fn settings_of(&self, name: &str) -> Vec<(String, String)> {
+        let data = self.dir.path().join(name).to_string_lossy().into_owned();
+        let bus = match &self.nats {
+            None => vec![("BUS__EMBEDDED__PATH", data)],
+            Some(server) => vec![
+                ("BUS__KIND", "nats".to_owned()),
+                ("BUS__NATS__URLS", server.url()),
+                ("BUS__NATS__CACHE_PATH", data),
+                // A server lends no more than its disk has.
+                ("BUS__NATS__RETENTION_BYTES", "256MiB".to_owned()),
+            ],
+        };
         [
             ("UPSTREAM__BASE_URL", self.sim.base_url()),
             ("UPSTREAM__API_KEY", simulator::DEFAULT_API_KEY.to_owned()),
-            ("BUS__EMBEDDED__PATH", self.dir.path().join("data").to_string_lossy().into_owned()),
             ("HTTP__LISTEN", "127.0.0.1:0".to_owned()),
             ("GRPC__LISTEN", "127.0.0.1:0".to_owned()),
             ("ADMIN__LISTEN", "127.0.0.1:0".to_owned()),
         ]
         .into_iter()
+        .chain(bus)
         .map(|(key, value)| (format!("SIMCAST__{key}"), value))
         .collect()
     }

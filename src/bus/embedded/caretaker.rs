@@ -17,14 +17,14 @@ pub(super) const INTERVAL: Duration = Duration::from_secs(60);
 
 /// The running thread; it ends when every sender of `requests` is gone.
 #[derive(Debug)]
-pub(super) struct Caretaker {
-    pub(super) requests: mpsc::SyncSender<()>,
-    pub(super) thread: JoinHandle<()>,
+pub(in crate::bus) struct Caretaker {
+    pub(in crate::bus) requests: mpsc::SyncSender<()>,
+    pub(in crate::bus) thread: JoinHandle<()>,
 }
 
 impl Caretaker {
     /// Starts the thread.
-    pub(super) fn start(log: Arc<Log>, clock: SharedClock) -> std::io::Result<Self> {
+    pub(in crate::bus) fn start(log: Arc<Log>, clock: SharedClock) -> std::io::Result<Self> {
         let (requests, queue) = mpsc::sync_channel(1);
         let thread = std::thread::Builder::new().name("simcast-log-care".into()).spawn(move || {
             loop {

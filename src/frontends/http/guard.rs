@@ -82,7 +82,12 @@ impl Guard {
                 .hint("add the name to http.allowed_hosts"));
         }
         let cors = self.names.origin_allowed(&host, request.headers())?;
-        self.context.accepting()?;
+        // What the gateway is and how far its copy is can be asked meanwhile.
+        let path = request.uri().path();
+        match path.starts_with("/v1/") && path != "/v1/stream" {
+            true => self.context.accepting()?,
+            false => self.context.staying()?,
+        }
         Ok(cors)
     }
 }

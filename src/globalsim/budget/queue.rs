@@ -13,6 +13,7 @@ use super::{
     Class, Slot,
     journal::{Found, Journal},
     pace::Pace,
+    share::Credit,
     table::Table,
 };
 
@@ -28,6 +29,8 @@ pub(super) struct Inner {
     pub state: Mutex<State>,
     /// Tells waiters that the time for which they sleep has changed.
     pub changed: Notify,
+    /// Tells whoever notes slots for other gateways that few are left.
+    pub credit_is_low: Notify,
 }
 
 #[derive(Debug)]
@@ -39,6 +42,10 @@ pub(super) struct State {
     /// When each class last got a slot.
     granted_at: [Option<Instant>; 6],
     pub journal_error: Option<String>,
+    /// Requests that got a slot, ever.
+    pub sent: u64,
+    /// What has been noted for other gateways to count; None where there are none.
+    pub credit: Option<Credit>,
 }
 
 #[derive(Debug)]
@@ -75,16 +82,21 @@ impl Drop for Place {
 
 impl Inner {
     pub fn new(requests_per_minute: u32, state: State) -> Self {
-        Self { requests_per_minute, state: Mutex::new(state), changed: Notify::new() }
+        Self {
+            requests_per_minute,
+            state: Mutex::new(state),
+            changed: Notify::new(),
+            credit_is_low: Notify::new(),
+        }
     }
 
     /// Gives slots to those who wait, as many as there are; says when the next one may be had.
     pub fn serve(self: &Arc<Self>) -> Option<Instant> {
         let now = Instant::now();
         let mut granted = Vec::new();
-        let next = {
+        let (next, is_low) = {
             let mut state = self.state.lock();
-            loop {
+            let next = loop {
                 let ready_at = state.ready_at(now);
                 if ready_at != Some(now) {
                     break ready_at;
@@ -94,8 +106,12 @@ impl Inner {
                     Some(index) => granted.push((waiter, Slot { gate: Arc::clone(self), index })),
                     None => state.waiting[class.index()].push_front(waiter),
                 }
-            }
+            };
+            (next, state.credit.is_some_and(|credit| credit.is_low(now)))
         };
+        if is_low {
+            self.credit_is_low.notify_one();
+        }
         // Outside the lock: a slot that nobody takes any more is dropped here, and dropping locks.
         for (waiter, slot) in granted {
             let _ = waiter.grant.send(slot);
@@ -105,7 +121,13 @@ impl Inner {
 }
 
 impl State {
-    pub fn new(requests_per_minute: u32, journal: Option<Journal>, found: Vec<Found>, now: Instant) -> Self {
+    pub fn new(
+        requests_per_minute: u32,
+        journal: Option<Journal>,
+        found: Vec<Found>,
+        shared: bool,
+        now: Instant,
+    ) -> Self {
         Self {
             table: Table::new(journal, found, now),
             pace: Pace::new(requests_per_minute, now),
@@ -113,6 +135,8 @@ impl State {
             next_ticket: 0,
             granted_at: [None; 6],
             journal_error: None,
+            sent: 0,
+            credit: shared.then(|| Credit::none(now)),
         }
     }
 
@@ -129,6 +153,9 @@ impl State {
     /// `now` where a slot can be taken now, a later time where it is known, None where it depends on an answer.
     pub fn ready_at(&mut self, now: Instant) -> Option<Instant> {
         self.advance(now);
+        if self.credit.is_some_and(|credit| !credit.allows(now)) {
+            return None;
+        }
         let by_pace = self.pace.ready_at(now);
         if self.table.used_total() < self.pace.allowance() {
             return Some(by_pace);
@@ -140,7 +167,8 @@ impl State {
     pub fn has_spare(&mut self, now: Instant) -> bool {
         self.advance(now);
         let allowance = self.pace.allowance();
-        self.pace.has_spare(now)
+        self.credit.is_none_or(|credit| credit.allows(now))
+            && self.pace.has_spare(now)
             && self.table.used_total() + allowance / SPARE_SHARE < allowance
             && self.waiting.iter().all(VecDeque::is_empty)
     }
@@ -170,6 +198,10 @@ impl State {
         match self.table.take(Some(class)) {
             Ok(index) => {
                 self.pace.spend();
+                self.sent += 1;
+                if let Some(credit) = &mut self.credit {
+                    credit.spend();
+                }
                 self.granted_at[class.index()] = Some(now);
                 self.journal_error = None;
                 Some(index)

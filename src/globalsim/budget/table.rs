@@ -80,6 +80,23 @@ impl Table {
         self.journal.as_mut().map_or(Ok(()), |journal| journal.answered(index, class))
     }
 
+    /// How long each slot stays taken from now on, where the answer to a request in flight comes now.
+    pub fn left(&self, now: Instant) -> impl Iterator<Item = Duration> {
+        let in_flight = self.used_total as usize - self.held.len();
+        let held = self.held.iter().map(move |(at, _)| at.saturating_duration_since(now));
+        held.chain(std::iter::repeat_n(HOLD, in_flight))
+    }
+
+    /// Takes slots for requests of another gateway, each for what is left of its time.
+    pub fn hold(&mut self, left: impl IntoIterator<Item = Duration>, now: Instant) -> io::Result<()> {
+        for left in left {
+            let index = self.take(None)?;
+            self.held.push_back((now + left, index));
+        }
+        self.held.make_contiguous().sort_unstable_by_key(|(at, _)| *at);
+        Ok(())
+    }
+
     pub fn expire(&mut self, now: Instant) {
         while let Some((at, index)) = self.held.front().copied()
             && at <= now

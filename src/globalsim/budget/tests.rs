@@ -20,7 +20,12 @@ fn runtime() -> tokio::runtime::Runtime {
 }
 
 fn config(requests_per_minute: u32, journal: Option<&Path>) -> BudgetConfig {
-    BudgetConfig { requests_per_minute, limit_per_minute: 500, journal: journal.map(Path::to_owned) }
+    BudgetConfig {
+        requests_per_minute,
+        limit_per_minute: 500,
+        journal: journal.map(Path::to_owned),
+        shared: false,
+    }
 }
 
 fn clock() -> SharedClock {
@@ -497,4 +502,88 @@ async fn the_smallest_budget_has_something_to_spare() {
     assert!(!gate.has_spare());
     advance(HOLD + MINUTE).await;
     assert!(gate.has_spare());
+}
+
+fn shared(requests_per_minute: u32) -> Gate {
+    let config = BudgetConfig { shared: true, ..config(requests_per_minute, None) };
+    Gate::open(config, clock()).unwrap()
+}
+
+/// Notes once, as if the store took so long.
+async fn note(gate: &Gate, by: &str, store_ms: u64) -> Noted {
+    let note = gate.note(by);
+    sleep(Duration::from_millis(store_ms)).await;
+    gate.grant(&note);
+    note.noted
+}
+
+#[test]
+fn a_shared_gate_sends_what_was_noted_and_for_so_long_only() {
+    runtime().block_on(async {
+        let gate = shared(400);
+        assert!(gate.try_acquire(Class::Tail).is_none(), "nothing was noted");
+        let noted = note(&gate, "a", 0).await;
+        assert_eq!((noted.reserve, noted.taken.len()), (33, 0));
+        let mut sent = 0;
+        while tokio::time::timeout(MINUTE, gate.acquire(Class::Tail)).await.is_ok() {
+            sent += 1;
+        }
+        assert_eq!(sent, 33, "not even when waited for a minute");
+        advance(HOLD - MINUTE).await;
+        let noted = note(&gate, "a", 0).await;
+        assert_eq!(noted.taken.iter().map(|(_, count)| count).sum::<u32>(), 0, "they are free again");
+        advance(share::VALID).await;
+        assert!(gate.try_acquire(Class::Tail).is_none(), "it went stale");
+        let _ = note(&gate, "a", 0).await;
+        assert!(gate.try_acquire(Class::Tail).is_some());
+        gate.revoke();
+        assert!(gate.try_acquire(Class::Tail).is_none());
+    });
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Gateways take turns at any moment, each knowing only the newest note of the one before, whatever that was doing.
+    #[test]
+    fn a_receiver_counts_no_more_over_gateways_that_take_turns(
+        turns in proptest::collection::vec((0u64..20_000, 0u64..400, 0u64..3_000), 1..12)
+    ) {
+        runtime().block_on(async {
+            let mut arrivals = Vec::new();
+            let mut noted: Option<Noted> = None;
+            for (turn, (length, store_ms, answer_ms)) in turns.into_iter().enumerate() {
+                let gate = shared(60);
+                if let Some(noted) = &noted {
+                    gate.take_over(noted);
+                }
+                let by = turn.to_string();
+                let until = Instant::now() + Duration::from_millis(length);
+                let keep = async {
+                    loop {
+                        let note = gate.note(&by);
+                        // Written at some moment of this wait: the next one may find it or the one before.
+                        noted = Some(note.noted.clone());
+                        sleep(Duration::from_millis(store_ms)).await;
+                        gate.grant(&note);
+                        gate.note_is_due().await;
+                        sleep(Duration::from_millis(1)).await;
+                    }
+                };
+                let send = async {
+                    loop {
+                        let slot = gate.acquire(Class::Tail).await;
+                        arrivals.push(Instant::now());
+                        tokio::spawn(async move {
+                            sleep(Duration::from_millis(answer_ms)).await;
+                            slot.finish();
+                        });
+                    }
+                };
+                let _ = tokio::time::timeout_at(until, async { tokio::join!(keep, send) }).await;
+            }
+            let most = most_in_a_minute(arrivals);
+            assert!(most <= 60, "{most}");
+        });
+    }
 }

@@ -125,7 +125,7 @@ async fn session(rig: &Rig, tasks: &mut JoinSet<()>) -> Session {
         Intake::new(config, Arc::clone(&upstream), Arc::clone(&bus), Arc::clone(&board), clock);
     tasks.spawn(details);
     tasks.spawn(async move { writer.await.unwrap() });
-    let position = Position { floor: first.asked_at, origin, backfill: None };
+    let position = Position { floor: first.asked_at, origin, backfill: None, log: None };
     let store = PositionStore::new(bus, Arc::clone(&board), position);
     Session::new(upstream, intake, board, store, Arc::clone(&rig.clock), gate, LATENESS, findings)
 }

@@ -272,7 +272,7 @@ async fn days_of_an_announced_gap_are_gaps() {
     judged(&rig, &mut run, 1..=6, DayState::Verified).await;
     run.stop().await;
     let now = rig.clock.now();
-    let kept = Position { floor: now - HOUR * 60, origin: now - HOUR * 24 * 7, backfill: None };
+    let kept = Position { floor: now - HOUR * 60, origin: now - HOUR * 24 * 7, backfill: None, log: None };
     let value = serde_json::to_vec(&kept).unwrap().into();
     rig.bus.kv_put(crate::bus::Bucket::State, position::KEY, value).await.unwrap();
     rig.sim.remove_oldest(1_000_000);

@@ -1,7 +1,14 @@
 //! A simulator, a log in memory and a poller between them, in one thread and without sockets: tokio's clock is paused
 //! and jumps to the next timer whenever nobody has anything to do, so days pass in seconds, and alike each time.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -38,6 +45,8 @@ pub(in crate::ingest) struct Rig {
     pub clock: SharedClock,
     pub config: Config,
     pub budget: u32,
+    /// Pollers started: each has randomness of its own.
+    runs: AtomicU64,
     pub key: KeySource,
     /// From sending a request to its whole answer, and from its head to its end.
     pub timeouts: (Duration, Duration),
@@ -107,6 +116,7 @@ impl Rig {
             timeouts: (client.total_timeout, client.body_timeout),
             gate: Some(Gate::open(budget, Arc::clone(&clock)).unwrap()),
             clock,
+            runs: AtomicU64::new(0),
         }
     }
 
@@ -122,8 +132,12 @@ impl Rig {
 
     /// A client of the rig's upstream.
     pub fn client(&self) -> Client {
-        let budget =
-            BudgetConfig { requests_per_minute: self.budget, limit_per_minute: self.budget, journal: None };
+        let budget = BudgetConfig {
+            requests_per_minute: self.budget,
+            limit_per_minute: self.budget,
+            journal: None,
+            shared: self.config.shared,
+        };
         let shared = self.gate.clone();
         let gate = shared.unwrap_or_else(|| Gate::open(budget, Arc::clone(&self.clock)).unwrap());
         let config = client::Config {
@@ -139,7 +153,8 @@ impl Rig {
         let client = self.client();
         let gate = client.gate().clone();
         let bus = Arc::new(Attended(bus));
-        let ingest = Ingest::new(self.config.clone(), client, gate, bus, Arc::clone(&self.clock), 1);
+        let seed = self.runs.fetch_add(1, Ordering::Relaxed);
+        let ingest = Ingest::new(self.config.clone(), client, gate, bus, Arc::clone(&self.clock), seed);
         let status = ingest.status();
         let shutdown = CancellationToken::new();
         let task = tokio::spawn(ingest.run(shutdown.clone()));
@@ -249,6 +264,12 @@ impl Run {
     /// Waits until everything visible at this moment has been read and is durable.
     pub async fn seen(&mut self, now: Timestamp) {
         self.until("all was seen", |status| status.seen_until.is_some_and(|seen| seen > now)).await;
+    }
+
+    /// Ends it where it stands, as a kill does.
+    pub async fn kill(mut self) {
+        self.task.abort();
+        let _ = (&mut self.task).await;
     }
 
     /// Stops it and waits for its end.

@@ -225,7 +225,24 @@ fn stream() -> Value {
         &[
             ("kind", json!({"type": "string", "enum": ["embedded", "nats"]})),
             ("durability", described(text(), "What an acknowledged append survives.")),
+            (
+                "warning",
+                described(
+                    nullable("string"),
+                    "Where that is less than one would expect: what may be lost, and the cure.",
+                ),
+            ),
             ("writable", json!({"type": "boolean"})),
+            (
+                "filling",
+                described(
+                    one_of_null(object(
+                        &[("upto", json!({"type": "integer"})), ("of", json!({"type": "integer"}))],
+                        &[],
+                    )),
+                    "How far this gateway's copy of the stream is, while it is not complete.",
+                ),
+            ),
         ],
         &[],
     );

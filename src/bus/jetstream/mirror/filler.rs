@@ -1,0 +1,105 @@
+//! The thread that writes what the tail received: decode, one append per batch, and only then say how far it is.
+//!
+//! The queue in front of it is short, so a slow disk slows the tail, which then asks the server for nothing more.
+
+use std::{
+    io::ErrorKind,
+    sync::{Arc, mpsc as std_mpsc},
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use tokio::sync::mpsc;
+
+use super::{Mirror, Stale, puller::Pulled};
+use crate::bus::jetstream::message;
+
+/// Batches that may wait.
+const QUEUE_BATCHES: usize = 2;
+/// How long it waits before it tries again what the disk refused.
+const RETRY_AFTER: Duration = Duration::from_millis(500);
+/// A full disk is waited out; after so many other refusals the copy is given up.
+const REFUSALS_MAX: u32 = 10;
+
+/// Messages of the stream, or none and just how far it has been looked at.
+#[derive(Debug, Default)]
+pub(super) struct Batch {
+    pub(super) messages: Vec<Pulled>,
+    pub(super) bytes: usize,
+    /// Nothing else lies at or before this sequence.
+    pub(super) upto: u64,
+}
+
+/// The running thread; it ends when the sender of `batches` is gone.
+#[derive(Debug)]
+pub(super) struct Filler {
+    pub(super) batches: mpsc::Sender<Batch>,
+    pub(super) thread: JoinHandle<()>,
+}
+
+impl Filler {
+    /// Starts the thread. `events` begins the subjects that hold events; `caretaker` is asked for maintenance.
+    pub(super) fn start(
+        mirror: Arc<Mirror>,
+        events: String,
+        caretaker: std_mpsc::SyncSender<()>,
+    ) -> std::io::Result<Self> {
+        let (batches, mut queue) = mpsc::channel(QUEUE_BATCHES);
+        let thread = std::thread::Builder::new().name("simcast-mirror".into()).spawn(move || {
+            while let Some(batch) = queue.blocking_recv() {
+                if !fill(&mirror, &events, batch) {
+                    return;
+                }
+                if mirror.log.needs_maintenance() {
+                    // If one request is waiting already, it will do.
+                    let _ = caretaker.try_send(());
+                }
+            }
+        })?;
+        Ok(Self { batches, thread })
+    }
+}
+
+/// Writes one batch, however often the disk refuses; false once the mirror is given up.
+fn fill(mirror: &Mirror, events: &str, batch: Batch) -> bool {
+    let upto = batch.upto;
+    let known = mirror.log.bounds().last_seq;
+    let mut entries = Vec::with_capacity(batch.messages.len());
+    for pulled in batch.messages {
+        if pulled.seq <= known || !pulled.subject.starts_with(events) {
+            continue;
+        }
+        match message::read(pulled.headers.as_ref(), &pulled.payload) {
+            Ok(entry) => entries.push((pulled.seq, entry)),
+            Err(error) => {
+                metrics::counter!(super::FOREIGN).increment(1);
+                tracing::warn!(seq = pulled.seq, %error, "a message of the stream is no event; it is left out");
+            }
+        }
+    }
+    let mut refusals = 0;
+    while !entries.is_empty() {
+        // The log takes entries by value; events are shared bytes, so a copy for another try costs little.
+        match mirror.log.append_at(entries.clone()) {
+            Ok(()) => break,
+            Err(error) => {
+                tracing::error!(%error, "the local copy of the stream can't be written; it is tried again");
+                mirror.set_trouble(Some(format!("the local copy of the stream can't be written: {error}")));
+                let is_full = matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded);
+                refusals += u32::from(!is_full);
+                if refusals == REFUSALS_MAX {
+                    mirror.give_up(Stale(format!("the local copy can't be written: {error}")));
+                }
+                if mirror.stopping.is_cancelled() || mirror.stale().is_some() {
+                    return false;
+                }
+                std::thread::sleep(RETRY_AFTER);
+                // A part may have been written before the disk refused.
+                let last = mirror.log.bounds().last_seq;
+                entries.retain(|(seq, _)| *seq > last);
+            }
+        }
+    }
+    mirror.advance(upto);
+    true
+}
