@@ -86,6 +86,8 @@ pub struct Walker<'s, S> {
     shift: i64,
     /// Keys of rows read behind `anchor` that can't be recognised.
     trailing: Vec<u64>,
+    /// The last rows read that have one time.
+    group: Group,
     /// By how much it is expected to move until the next request.
     drift: i64,
     /// What it moved from page to page, of late: mean and mean deviation.
@@ -120,6 +122,25 @@ impl Seen {
                 self.at.remove(&oldest);
             }
         }
+    }
+}
+
+/// Rows of one time that stand together.
+#[derive(Debug, Default)]
+struct Group {
+    time: Option<Timestamp>,
+    /// Where the first of them was, as positions are kept.
+    from: i64,
+    /// Whether one of them can't be recognised.
+    anonymous: bool,
+}
+
+impl Group {
+    fn add<R>(&mut self, slot: &Slot<R>, position: i64) {
+        if self.time != slot.time || position < self.from {
+            *self = Self { time: slot.time, from: position, anonymous: false };
+        }
+        self.anonymous |= !slot.unique;
     }
 }
 
@@ -158,6 +179,7 @@ impl<'s, S: PageSource> Walker<'s, S> {
             anchor: start,
             shift: 0,
             trailing: Vec::new(),
+            group: Group::default(),
             drift: 0,
             moves: None,
             seen: Seen::default(),
@@ -232,6 +254,8 @@ impl<'s, S: PageSource> Walker<'s, S> {
             None => PAGE_ROWS as i64 / 2,
         };
         let mut end_suspected = false;
+        // Not where answers are so short that they end before the edge.
+        let mut wide = true;
         for _ in 0..TRIES_MAX {
             if self.ended {
                 return Ok(None);
@@ -239,7 +263,7 @@ impl<'s, S: PageSource> Walker<'s, S> {
             let target = if end_suspected || sabotage::on(Bug::NoOverlap) {
                 self.edge + self.shift + 1
             } else {
-                self.anchor.min(self.edge - self.overlap + 1) + self.shift + self.drift + nudge
+                self.rejoin(wide) + self.shift + self.drift + nudge
             };
             let page = self.fetch(target).await?;
             let shows_end = self.shows_end(&page);
@@ -255,6 +279,7 @@ impl<'s, S: PageSource> Walker<'s, S> {
                 Fit::Behind { .. } if end_suspected && short && counted_out => self.ended = true,
                 // Nothing after the last row read: the end, or an answer cut short. The next look tells.
                 Fit::Behind { moved } => {
+                    wide = false;
                     end_suspected = (moved == 0 || short) && self.toward == Toward::End;
                     nudge = 0;
                 }
@@ -278,6 +303,15 @@ impl<'s, S: PageSource> Walker<'s, S> {
             }
         }
         Err(WalkError::Lost)
+    }
+
+    /// Where the next page is to begin so that it shares rows with the last. Rows that can't be recognised are told
+    /// apart by counting those of their time ([`EqualRows`]), so that page should show where that time begins, as far
+    /// as two thirds of a page are left for what is new.
+    fn rejoin(&self, wide: bool) -> i64 {
+        let near = self.anchor.min(self.edge - self.overlap + 1);
+        let furthest = self.edge - PAGE_ROWS as i64 / 3 + 1;
+        if wide && self.group.anonymous { near.min((self.group.from - 1).max(furthest)) } else { near }
     }
 
     /// The page that begins at a walk position.
@@ -375,12 +409,15 @@ impl<'s, S: PageSource> Walker<'s, S> {
     /// Takes a page that joins at `join` (None: the first page): remembers its rows, moves the edge on if it reaches
     /// further, gives the rows not read before.
     fn accept(&mut self, rows: Vec<(i64, Slot<S::Row>)>, join: Option<usize>) -> Vec<Slot<S::Row>> {
-        let mut again = self.trailing.clone();
+        let (mut again, mut moved) = (self.trailing.clone(), false);
         let last = self.times.map(|(_, last)| last).filter(|_| sabotage::on(Bug::LoseTies));
+        let mut equal = EqualRows::on(&rows);
         let mut new = Vec::with_capacity(rows.len());
         for (i, (position, mut slot)) in rows.into_iter().enumerate() {
+            let nth = if slot.unique { None } else { equal.nth(&slot) };
             let behind = join.is_some_and(|join| i <= join);
             let position = position - self.shift;
+            self.group.add(&slot, position);
             if !behind && let Some(time) = slot.time {
                 self.times = Some(self.times.map_or((time, time), |(first, _)| (first, time)));
             }
@@ -390,6 +427,7 @@ impl<'s, S: PageSource> Walker<'s, S> {
                 if position > self.anchor {
                     (self.anchor, self.edge) = (position, self.edge.max(position));
                     self.trailing.clear();
+                    moved = true;
                 }
                 if !known && (last.is_none() || slot.time != last) {
                     new.push(slot);
@@ -397,11 +435,12 @@ impl<'s, S: PageSource> Walker<'s, S> {
             } else if !behind && position > self.anchor {
                 self.edge = self.edge.max(position);
                 // What was read behind the anchor last time stands there again.
-                if let Some(at) = again.iter().position(|key| *key == slot.key) {
-                    again.swap_remove(at);
-                } else {
+                let again = again.iter().position(|key| *key == slot.key).map(|at| again.swap_remove(at));
+                if again.is_none() || moved {
                     self.trailing.push(slot.key);
-                    let count = self.ordinals.entry(slot.key).or_insert(0);
+                }
+                let count = self.ordinals.entry(slot.key).or_insert(0);
+                if nth.map_or(again.is_none(), |nth| nth >= *count) {
                     slot.ordinal = *count;
                     *count += 1;
                     new.push(slot);
@@ -425,6 +464,32 @@ impl<'s, S: PageSource> Walker<'s, S> {
             }
             _ => Fit::TooFar,
         }
+    }
+}
+
+/// Counts rows of one page that are equal and can't be recognised.
+///
+/// Rows of one time may change places between two answers, so that one read before the anchor stands behind it later.
+/// In a list sorted by time all rows of one time stand together: where a page shows where that time begins, it shows
+/// all of them up to here, and the third of them is not new to a walk that has read three.
+struct EqualRows {
+    sorted: bool,
+    first: Option<Timestamp>,
+    counts: HashMap<u64, u32>,
+}
+
+impl EqualRows {
+    fn on<R>(rows: &[(i64, Slot<R>)]) -> Self {
+        let times: Vec<Timestamp> = rows.iter().filter_map(|(_, slot)| slot.time).collect();
+        let sorted = times.is_sorted() || times.is_sorted_by(|one, next| one >= next);
+        Self { sorted, first: times.first().copied(), counts: HashMap::new() }
+    }
+
+    /// How many rows equal to this one stand before it in the list; None where that can't be told.
+    fn nth<R>(&mut self, slot: &Slot<R>) -> Option<u32> {
+        let count = self.counts.entry(slot.key).or_insert(0);
+        *count += 1;
+        (self.sorted && slot.time.is_some() && slot.time != self.first).then_some(*count - 1)
     }
 }
 

@@ -336,3 +336,76 @@ fn a_total_that_is_too_small_ends_no_walk() {
         assert_eq!(now(walk_down(&list)), list.0.keys(), "total {total}");
     }
 }
+
+/// A list of so many rows that one page has them all: key, time. Keys from 100 on can't be recognised.
+struct Script(Mutex<Vec<(u64, i64)>>);
+impl PageSource for Script {
+    type Row = ();
+    type Error = ();
+    async fn fetch(&self, offset: u64) -> Result<ListPage<()>, ()> {
+        let rows = self.0.lock().clone();
+        let slots = rows.into_iter().skip(offset as usize).map(|(key, second)| Slot {
+            key,
+            unique: key < 100,
+            time: Timestamp::from_second(second).ok(),
+            ordinal: 0,
+            shown: Shown::default(),
+            row: (),
+        });
+        Ok(ListPage {
+            offset,
+            slots: slots.collect(),
+            total: None,
+            asked_at: Timestamp::UNIX_EPOCH,
+            sent_at: Timestamp::UNIX_EPOCH,
+        })
+    }
+}
+
+/// What stands behind the last row that is recognised stays there when another comes in between.
+#[test]
+fn a_row_that_is_not_recognised_is_read_once_however_often_the_rows_before_it_change() {
+    let second = |keys: &[u64]| keys.iter().map(|key| (*key, 9)).collect::<Vec<_>>();
+    let source = Script(Mutex::new(second(&[1, 2, 3, 4])));
+    let read = now(async {
+        let (mut walker, mut read) = Walker::start(&source, Toward::End, source.fetch(0).await.unwrap());
+        for keys in [&[1, 2, 3, 4, 100][..], &[1, 2, 3, 4, 5, 100], &[1, 2, 3, 4, 5, 100, 6]] {
+            *source.0.lock() = second(keys);
+            walker.reopen();
+            while let Some(rows) = walker.next().await.unwrap() {
+                read.extend(rows);
+            }
+        }
+        read
+    });
+    assert_eq!(read.iter().map(|slot| slot.key).collect::<Vec<_>>(), [1, 2, 3, 4, 100, 5, 6]);
+}
+
+/// A row that can't be recognised changes places with others of its second, and is not read twice; two equal ones are
+/// two.
+#[test]
+fn equal_rows_that_change_places_within_their_second_are_counted_once_each() {
+    let past = [(1, 1), (2, 2), (3, 3), (4, 4)];
+    let later = [
+        vec![(5, 9), (100, 9)],
+        vec![(100, 9), (5, 9), (6, 9)],
+        vec![(5, 9), (6, 9), (100, 9)],
+        vec![(6, 9), (100, 9), (5, 9), (7, 9), (100, 9)],
+    ];
+    let source = Script(Mutex::new(past.to_vec()));
+    let read = now(async {
+        let (mut walker, mut read) = Walker::start(&source, Toward::End, source.fetch(0).await.unwrap());
+        for rows in later {
+            *source.0.lock() = [&past[..], &rows].concat();
+            walker.reopen();
+            while let Some(rows) = walker.next().await.unwrap() {
+                read.extend(rows);
+            }
+        }
+        read
+    });
+    let read = read.into_iter().map(|slot| (slot.key, slot.ordinal));
+    let (anonymous, named): (Vec<_>, Vec<_>) = read.partition(|(key, _)| *key >= 100);
+    assert_eq!(anonymous, [(100, 0), (100, 1)]);
+    assert_eq!(named.len(), 7, "{named:?}");
+}
