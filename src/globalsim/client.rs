@@ -255,6 +255,11 @@ impl Client {
         Ok(self.exchange.auth.reload()?)
     }
 
+    /// How many different keys were loaded so far: grows with each replacement.
+    pub fn keys_loaded(&self) -> u64 {
+        self.exchange.auth.loaded()
+    }
+
     /// The header style that upstream accepts; None before the first accepted request.
     pub fn auth_style_in_use(&self) -> Option<Style> {
         self.exchange.auth.style_in_use()

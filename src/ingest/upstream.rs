@@ -41,6 +41,8 @@ const STALE_AFTER: Duration = Duration::from_secs(10);
 const LOG_EVERY: Duration = Duration::from_secs(60);
 /// How often a refused key is tried again.
 const REFUSED_PAUSE: Duration = Duration::from_secs(60);
+/// How often it is looked whether a refused key has been replaced; that costs upstream nothing.
+const LOOK_FOR_KEY: Duration = Duration::from_secs(1);
 
 /// Answers over which the clocks are compared.
 const BEHIND_OVER: u32 = 1_000;
@@ -74,8 +76,8 @@ pub struct Upstream {
     client: Client,
     board: Arc<Board>,
     rng: Mutex<fastrand::Rng>,
-    /// When a refused key may be tried again.
-    refused: Mutex<Option<Instant>>,
+    /// When a refused key may be tried again, and which one it is.
+    refused: Mutex<Option<(Instant, u64)>>,
     /// When a request last succeeded.
     succeeded: Mutex<Option<Instant>>,
     /// Whether answers are of now.
@@ -208,21 +210,27 @@ impl Upstream {
         pause.mul_f64(0.5 + self.rng.lock().f64() / 2.0)
     }
 
-    /// Waits while the key is refused, then lets one through.
+    /// Waits while the key is refused, then lets one through; all of them once there is another key.
     async fn admitted(&self) {
         loop {
             let until = {
                 let mut refused = self.refused.lock();
                 match *refused {
-                    Some(until) if until > Instant::now() => until,
-                    Some(_) => {
-                        *refused = Some(Instant::now() + REFUSED_PAUSE);
+                    Some((_, key)) if key != self.client.keys_loaded() => {
+                        *refused = None;
+                        return;
+                    }
+                    Some((until, _)) if until > Instant::now() => until,
+                    Some((_, key)) => {
+                        *refused = Some((Instant::now() + REFUSED_PAUSE, key));
                         return;
                     }
                     None => return,
                 }
             };
-            tokio::time::sleep_until(until).await;
+            tokio::time::sleep_until(until.min(Instant::now() + LOOK_FOR_KEY)).await;
+            // A file that can't be read is complained about when the key is refused.
+            let _ = self.client.reload_key();
         }
     }
 
@@ -277,7 +285,7 @@ impl Upstream {
             _ => (UpstreamState::Stale, "it is tried again"),
         };
         if state == UpstreamState::AuthFailed {
-            *self.refused.lock() = Some(Instant::now() + REFUSED_PAUSE);
+            *self.refused.lock() = Some((Instant::now() + REFUSED_PAUSE, self.client.keys_loaded()));
             tracing::error!(%error, advice, "upstream refuses the API key; nothing is read, the position is kept");
         } else if self.is_news(error.kind()) {
             tracing::warn!(%error, advice, kind = error.kind().as_str(), "requests to upstream fail");

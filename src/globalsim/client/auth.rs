@@ -34,23 +34,29 @@ struct State {
     /// Upstream has accepted `current`.
     proven: bool,
     other_tried: Option<Instant>,
+    /// Keys loaded, this one included.
+    loaded: u64,
 }
 
 impl State {
-    fn fresh(secret: Secret, configured: AuthStyle) -> Self {
+    fn fresh(secret: Secret, configured: AuthStyle, loaded: u64) -> Self {
         let style = configured.first(&secret);
-        Self { current: Credentials { secret, style }, proven: false, other_tried: None }
+        Self { current: Credentials { secret, style }, proven: false, other_tried: None, loaded }
     }
 }
 
 impl Auth {
     pub fn new(source: KeySource, configured: AuthStyle) -> Result<Self, KeyError> {
-        let state = Mutex::new(State::fresh(source.load()?, configured));
+        let state = Mutex::new(State::fresh(source.load()?, configured, 1));
         Ok(Self { source, configured, state })
     }
 
     pub fn current(&self) -> Credentials {
         self.state.lock().current.clone()
+    }
+
+    pub fn loaded(&self) -> u64 {
+        self.state.lock().loaded
     }
 
     pub fn style_in_use(&self) -> Option<Style> {
@@ -115,7 +121,7 @@ impl Auth {
             return Ok(false);
         }
         tracing::info!("the API key was replaced");
-        *state = State::fresh(secret, self.configured);
+        *state = State::fresh(secret, self.configured, state.loaded + 1);
         Ok(true)
     }
 }
