@@ -154,6 +154,10 @@ async fn every_test_that_the_promises_name_exists() {
         let (file, test) = path.split_once("::").unwrap();
         let file = format!("{}/tests/it/{file}.rs", env!("CARGO_MANIFEST_DIR"));
         let source = std::fs::read_to_string(&file).unwrap_or_default();
+        // This macro makes a test of it for each bus.
+        if source.contains(&format!("on_both_buses!({test});")) {
+            return true;
+        }
         source.split("#[tokio::test").skip(1).any(|one| {
             let head = one.split('{').next().unwrap_or_default();
             head.contains(&format!("fn {test}("))
