@@ -164,6 +164,8 @@ pub struct Ingest {
     clock: SharedClock,
     rng_seed: u64,
     board: Arc<Board>,
+    /// Of what other gateways may have sent.
+    witness: share::Witness,
 }
 
 impl Ingest {
@@ -176,7 +178,8 @@ impl Ingest {
         clock: SharedClock,
         rng_seed: u64,
     ) -> Self {
-        Self { config, client, gate, bus, clock, rng_seed, board: Arc::new(Board::new()) }
+        let (board, witness) = (Arc::new(Board::new()), share::Witness::default());
+        Self { config, client, gate, bus, clock, rng_seed, board, witness }
     }
 
     /// What the poller shows of itself.
@@ -264,13 +267,16 @@ impl Ingest {
         if !self.config.shared {
             return std::future::pending().await;
         }
-        share::run(&self.gate, &self.bus, &self.run_name()).await;
+        share::run(&self.gate, &self.bus, &self.witness, &self.run_name()).await;
     }
 
-    /// Shows what the gateway that polls tells, as long as it is waited for.
+    /// Shows what the gateway that polls tells, and sees what it notes, as long as it is waited for.
     async fn stand_by(&self) {
         match self.config.shared {
-            true => standby::follow(&self.board, &self.bus).await,
+            true => tokio::select! {
+                never = standby::follow(&self.board, &self.bus) => never,
+                never = self.witness.watch(&self.bus) => never,
+            },
             false => std::future::pending().await,
         }
     }

@@ -7,9 +7,12 @@
 
 use std::{sync::Arc, time::Duration};
 
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
 use super::RETRY;
 use crate::{
-    bus::{Bucket, Bus, Entry, KvError},
+    bus::{Bucket, Bus, Change, Entry, KvError},
     globalsim::budget::{Gate, Noted},
 };
 
@@ -18,9 +21,44 @@ pub const KEY: &str = "budget";
 /// Pause after a note that could not be written; what was noted before may be spent meanwhile.
 const PAUSE: Duration = Duration::from_millis(250);
 
+/// When this gateway first saw the newest note of another.
+#[derive(Debug, Default)]
+pub struct Witness(Mutex<Option<(u64, Instant)>>);
+
+impl Witness {
+    /// Watches the notes while another gateway polls.
+    pub async fn watch(&self, bus: &Arc<dyn Bus>) -> ! {
+        loop {
+            if let Ok(mut changes) = bus.kv_watch(Bucket::State, KEY).await {
+                while let Some(change) = changes.recv().await {
+                    if let Change::Put(entry) = change
+                        && entry.key == KEY
+                    {
+                        self.see(entry.revision);
+                    }
+                }
+            }
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+
+    fn see(&self, revision: u64) {
+        let mut newest = self.0.lock();
+        if newest.is_none_or(|(seen, _)| revision > seen) {
+            *newest = Some((revision, Instant::now()));
+        }
+    }
+
+    /// How long ago a note was seen for the first time.
+    fn seen_ago(&self, revision: u64) -> Duration {
+        let newest = *self.0.lock();
+        newest.filter(|(seen, _)| *seen == revision).map_or(Duration::ZERO, |(_, at)| at.elapsed())
+    }
+}
+
 /// Notes what may be sent, again and again; comes back when another gateway has taken over. `by` names this run.
-pub async fn run(gate: &Gate, bus: &Arc<dyn Bus>, by: &str) {
-    let mut revision = take_over(gate, bus, by).await;
+pub async fn run(gate: &Gate, bus: &Arc<dyn Bus>, witness: &Witness, by: &str) {
+    let mut revision = take_over(gate, bus, witness, by).await;
     loop {
         let note = gate.note(by);
         let value = serde_json::to_vec(&note.noted).unwrap_or_default().into();
@@ -66,13 +104,13 @@ pub async fn leave(gate: &Gate, bus: &Arc<dyn Bus>, by: &str) {
 }
 
 /// Counts what is noted; gives its revision.
-async fn take_over(gate: &Gate, bus: &Arc<dyn Bus>, by: &str) -> Option<u64> {
+async fn take_over(gate: &Gate, bus: &Arc<dyn Bus>, witness: &Witness, by: &str) -> Option<u64> {
     gate.revoke();
     let entry = read(bus).await?;
     match noted(&entry) {
         // This run's own: it is counted already.
         Some(noted) if noted.by == by => {}
-        Some(noted) => gate.take_over(&noted),
+        Some(noted) => gate.take_over(&noted, witness.seen_ago(entry.revision)),
         None => {
             tracing::error!("what is noted of the request budget can't be understood; a minute is waited");
             gate.assume_spent();

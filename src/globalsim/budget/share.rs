@@ -3,9 +3,10 @@
 //! A gateway that takes over must count what the one before it sent in the last minute, and can't ask it: it may be
 //! dead, or stopped in the middle of a request. So whoever asks notes in advance, in a place that all share, which
 //! slots it has taken and how many more it may take before it notes again (the reserve), and sends no more than that.
-//! The next one holds them all: what was listed for what was left of its time, the reserve for the whole minute, both
-//! counted from its own start. That is later than when they were noted, so nothing is freed early and no two clocks
-//! are compared.
+//! The next one holds them all: what was listed for what was left of its time, the reserve for the whole minute and as
+//! long as it may be spent, both counted from when it first saw the note. That is later than when it was noted, so
+//! nothing is freed early and no two clocks are compared; and a gateway that stood by has seen each note at once, so
+//! that takeovers in close succession do not use up the budget by what they do not know.
 //!
 //! A gateway that was stopped and goes on must not spend the reserve of before: it has been counted for one minute
 //! only. So it expires ([`VALID`]), by a clock that runs on meanwhile, sooner than anybody can take over.
@@ -116,16 +117,20 @@ impl Gate {
         }
     }
 
-    /// Counts what another gateway noted before this one took over from it.
-    pub fn take_over(&self, noted: &Noted) {
+    /// Counts what another gateway noted before this one took over from it; `seen_ago` is how long ago this one saw
+    /// that note for the first time.
+    pub fn take_over(&self, noted: &Noted, seen_ago: Duration) {
         let mut state = self.0.state.lock();
         let now = Instant::now();
         state.advance(now);
+        let unknown = (HOLD + VALID).saturating_sub(seen_ago).min(HOLD);
         let listed = noted.taken.iter().take(LIST_MAX).flat_map(|(seconds, count)| {
-            let left = Duration::from_secs(*seconds).min(HOLD);
+            let left = Duration::from_secs(*seconds);
+            // What was on its way may have arrived later.
+            let left = if left < HOLD { left.saturating_sub(seen_ago) } else { unknown };
             std::iter::repeat_n(left, *count as usize)
         });
-        let slots = listed.chain(std::iter::repeat_n(HOLD, noted.reserve as usize));
+        let slots = listed.chain(std::iter::repeat_n(unknown, noted.reserve as usize));
         // However much is noted, all of the budget is the most that can be taken.
         let free = self.0.requests_per_minute.saturating_sub(state.table.used_total());
         let mut slots: Vec<Duration> = slots.collect();

@@ -544,18 +544,23 @@ fn a_shared_gate_sends_what_was_noted_and_for_so_long_only() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// Gateways take turns at any moment, each knowing only the newest note of the one before, whatever that was doing.
+    /// Gateways take turns at any moment, each knowing only the newest note of the one before, whatever that was doing;
+    /// some saw it when it was written, some when they came.
     #[test]
     fn a_receiver_counts_no_more_over_gateways_that_take_turns(
-        turns in proptest::collection::vec((0u64..20_000, 0u64..400, 0u64..3_000), 1..12)
+        turns in proptest::collection::vec(
+            (0u64..20_000, 0u64..400, 0u64..3_000, 0u64..15_000, 0u64..20_000),
+            1..12,
+        )
     ) {
         runtime().block_on(async {
             let mut arrivals = Vec::new();
-            let mut noted: Option<Noted> = None;
-            for (turn, (length, store_ms, answer_ms)) in turns.into_iter().enumerate() {
+            let mut noted: Option<(Noted, Instant)> = None;
+            for (turn, (length, store_ms, answer_ms, pause_ms, blind_ms)) in turns.into_iter().enumerate() {
                 let gate = shared(60);
-                if let Some(noted) = &noted {
-                    gate.take_over(noted);
+                sleep(Duration::from_millis(pause_ms)).await;
+                if let Some((noted, at)) = &noted {
+                    gate.take_over(noted, at.elapsed().saturating_sub(Duration::from_millis(blind_ms)));
                 }
                 let by = turn.to_string();
                 let until = Instant::now() + Duration::from_millis(length);
@@ -563,7 +568,7 @@ proptest! {
                     loop {
                         let note = gate.note(&by);
                         // Written at some moment of this wait: the next one may find it or the one before.
-                        noted = Some(note.noted.clone());
+                        noted = Some((note.noted.clone(), Instant::now()));
                         sleep(Duration::from_millis(store_ms)).await;
                         gate.grant(&note);
                         gate.note_is_due().await;

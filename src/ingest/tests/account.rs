@@ -74,7 +74,10 @@ async fn a_key_that_is_refused_for_an_hour_loses_nothing_and_its_successor_is_fo
     fs::write(&path, "second").unwrap();
     let replaced_at = rig.clock.now();
     run.until("answered", |status| status.last_success > Some(replaced_at)).await;
-    assert!(rig.clock.now().duration_since(replaced_at) < SignedDuration::from_secs(5), "it is found at once");
+    assert!(
+        rig.clock.now().duration_since(replaced_at) < SignedDuration::from_secs(5),
+        "it is found at once"
+    );
     rig.settled().await;
     run.seen(rig.clock.now()).await;
     assert_eq!(run.status.borrow().state, UpstreamState::Ok);
