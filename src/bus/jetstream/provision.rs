@@ -24,6 +24,10 @@ use crate::bus::Bucket;
 const INCARNATION: &str = "simcast_incarnation";
 const SCHEMA: &str = "simcast_schema";
 const VERSION: &str = "simcast_version";
+/// There from the making of a stream by a migration until everything is in it.
+pub(super) const UNFINISHED: &str = "simcast_migration_unfinished";
+/// There ever after: the sequences that came by it.
+pub(super) const MIGRATED: &str = "simcast_migrated";
 /// Grows with every change of subjects, bodies or headers that an older gateway could not read.
 const SCHEMA_NOW: &str = "1";
 
@@ -96,6 +100,9 @@ pub(super) async fn provision(
 ) -> Result<Provisioned, OpenError> {
     let wanted = wanted_stream(config, incarnation);
     let (found, created) = get_or_create(context, &wanted).await?;
+    if found.metadata.contains_key(UNFINISHED) {
+        return Err(OpenError::Migrating { stream: found.name });
+    }
     let mut drift = compare(&wanted, &found);
     for bucket in [Bucket::State, Bucket::Endpoints, Bucket::Cursors, Bucket::Lease] {
         let wanted = wanted_bucket(config, bucket);
@@ -126,7 +133,7 @@ pub(super) fn incarnation_of(config: &StreamConfig) -> Option<u64> {
     u64::from_str_radix(config.metadata.get(INCARNATION)?, 16).ok()
 }
 
-async fn get_or_create(
+pub(super) async fn get_or_create(
     context: &jetstream::Context,
     wanted: &StreamConfig,
 ) -> Result<(StreamConfig, bool), OpenError> {
@@ -168,7 +175,7 @@ fn said(kind: &CreateStreamErrorKind) -> Option<jetstream::ErrorCode> {
     }
 }
 
-fn wanted_stream(config: &Config, incarnation: u64) -> StreamConfig {
+pub(super) fn wanted_stream(config: &Config, incarnation: u64) -> StreamConfig {
     let max_age = Duration::from_secs(u64::from(config.retention_days) * 24 * 3_600);
     StreamConfig {
         name: config.stream.clone(),
@@ -203,7 +210,7 @@ fn subjects(prefix: &str) -> Vec<String> {
 }
 
 /// The stream under a bucket, as the clients of NATS make it (ADR-8).
-fn wanted_bucket(config: &Config, bucket: Bucket) -> StreamConfig {
+pub(super) fn wanted_bucket(config: &Config, bucket: Bucket) -> StreamConfig {
     let name = Buckets::name(&config.stream, bucket);
     StreamConfig {
         subjects: vec![format!("$KV.{name}.>")],
@@ -252,7 +259,7 @@ impl Comparison<'_> {
     }
 }
 
-fn compare(wanted: &StreamConfig, found: &StreamConfig) -> Vec<Drift> {
+pub(super) fn compare(wanted: &StreamConfig, found: &StreamConfig) -> Vec<Drift> {
     let name = &wanted.name;
     let edit = |flag: String| format!("run: nats stream edit {name} {flag}");
     let remake = "give simcast a stream of its own: set bus.nats.stream and bus.nats.subject_prefix to names that nobody uses";
@@ -311,7 +318,7 @@ fn compare(wanted: &StreamConfig, found: &StreamConfig) -> Vec<Drift> {
     c.drift
 }
 
-fn compare_bucket(wanted: &StreamConfig, found: &StreamConfig) -> Vec<Drift> {
+pub(super) fn compare_bucket(wanted: &StreamConfig, found: &StreamConfig) -> Vec<Drift> {
     let name = &wanted.name;
     let cure = |flag: &str| format!("run: nats stream edit {name} {flag}");
     let mut c = Comparison { object: name, drift: Vec::new() };

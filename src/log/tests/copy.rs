@@ -14,7 +14,10 @@ fn copied(log: &Log) -> Vec<(u64, u64, Option<String>)> {
             let id = match item {
                 Copied::Event(seq, entry) => {
                     let known = log.find(&entry.sealed.id).unwrap();
-                    assert_eq!((known.seq, known.identity, known.content), (*seq, entry.identity, entry.content));
+                    assert_eq!(
+                        (known.seq, known.identity, known.content),
+                        (*seq, entry.identity, entry.content)
+                    );
                     assert_eq!(entry.sealed.clone().at(*seq).body(), log.get(*seq).unwrap().unwrap().body());
                     Some(entry.sealed.id.clone())
                 }
@@ -64,7 +67,9 @@ fn holes_that_are_told_of_are_holes_for_good() {
         assert!(!log.state.read().sealed.is_empty());
         let check = |log: &Log| {
             let expected = [(40, 44), (47, 47), (60, 62)];
-            for predicate in [Predicate::default(), filter(&[("iccid", &[ICCIDS[0]])]), Predicate::unfiltered()] {
+            for predicate in
+                [Predicate::default(), filter(&[("iccid", &[ICCIDS[0]])]), Predicate::unfiltered()]
+            {
                 let (events, holes) = read_through(log, 39, Direction::Forward, &predicate, 3);
                 let spans: Vec<_> = holes.iter().map(|hole| (hole.first_seq, hole.last_seq)).collect();
                 assert_eq!(spans, expected);
