@@ -33,7 +33,7 @@ use crate::{
 };
 
 /// Name of the budget journal in the data directory.
-const BUDGET_JOURNAL: &str = "budget.journal";
+pub const BUDGET_JOURNAL: &str = "budget.journal";
 
 /// Why a gateway does not start. Each says what to do about it.
 #[derive(Debug, thiserror::Error)]

@@ -73,6 +73,19 @@ impl Position {
     }
 }
 
+/// A position as it must be kept with a copy of a log that does not know the ids of removed events any more, which
+/// happened until `until`: rows as old as those are not taken again. None where it stays as it is.
+pub fn forgetting(kept: &[u8], until: Timestamp, log: &Log) -> Option<Vec<u8>> {
+    let position: Position = serde_json::from_slice(kept).ok()?;
+    // An event whose time was in the future must not keep out what happens until then.
+    let first = log.bounds().first_time.unwrap_or(position.floor);
+    let origin = until.min(first).min(position.floor);
+    if origin <= position.origin {
+        return None;
+    }
+    serde_json::to_vec(&Position { origin, ..position }).ok()
+}
+
 /// How far the backfill has come.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BackfillPosition {
