@@ -110,6 +110,9 @@ pub async fn run(args: Args, clock: SharedClock, out: &mut dyn Write) -> Result<
     out.flush()?;
     let report = migration.run(&survey).await?;
     finished(&survey, &report, out)?;
+    if let Some(left) = report.left {
+        writeln!(std::io::stderr(), "warning: {left}")?;
+    }
     Ok(advise(out)?)
 }
 
@@ -176,7 +179,7 @@ fn show(survey: &Survey, out: &mut dyn Write) -> std::io::Result<()> {
 
 fn finished(survey: &Survey, report: &Report, out: &mut dyn Write) -> std::io::Result<()> {
     let rate = |count: u64, took: Duration| count as f64 / took.as_secs_f64().max(0.001);
-    let Report { copied, copying, checking } = *report;
+    let Report { copied, copying, checking, .. } = *report;
     writeln!(
         out,
         "copied       {copied} in {:.1} s ({:.0} a second), checked in {:.1} s ({:.0} a second)",
@@ -203,7 +206,8 @@ mod tests {
     #[test]
     fn what_would_be_copied_is_shown() {
         let text = |lost, last_seq| {
-            let survey = Survey { lost, ..Survey::sample(40, last_seq) };
+            let mut survey = Survey::sample(40, last_seq);
+            survey.lost = lost;
             let mut out = Vec::new();
             show(&survey, &mut out).unwrap();
             String::from_utf8(out).unwrap()

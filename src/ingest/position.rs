@@ -174,3 +174,22 @@ impl PositionStore {
         self.change(|position| position.floor = position.floor.max(floor)).await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_that_knows_fewer_ids_takes_no_older_rows() {
+        let at = |second: i64| Timestamp::from_second(second).unwrap();
+        let position = Position { floor: at(1_000), origin: at(100), backfill: None, log: None };
+        let kept = serde_json::to_vec(&position).unwrap();
+        let log = Log::in_memory(1);
+        let changed = |until| forgetting(&kept, until, &log);
+        let read = |changed: Option<Vec<u8>>| serde_json::from_slice::<Position>(&changed.unwrap()).unwrap();
+        assert_eq!(read(changed(at(500))), Position { origin: at(500), ..position.clone() });
+        assert_eq!(read(changed(at(5_000))).origin, position.floor, "an event out of the future");
+        assert_eq!((changed(at(100)), changed(at(50))), (None, None));
+        assert_eq!(forgetting(b"?", at(500), &log), None);
+    }
+}

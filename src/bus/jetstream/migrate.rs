@@ -5,8 +5,9 @@
 //!   message: events as a gateway appends them, and what stands for a position without one ([`standin`]). Atomic
 //!   batches go in one after the other, each on the condition that the stream ends where it must. Whatever becomes of a
 //!   batch, of this process or of the server, the stream's own last sequence says where to go on.
-//! - **Nobody takes a part for the whole.** The stream is made with a mark in its metadata, for which gateways refuse
-//!   it ([`OpenError::Migrating`]), and the last step of all takes that mark away.
+//! - **Nobody takes a part for the whole.** The stream is made with a mark in its metadata, so gateways refuse it
+//!   ([`OpenError::Migrating`]) until the key [`KEY`] of the bucket of states says that everything is there: the last
+//!   write of all. A change of the metadata would need a permission that gateways should not have.
 //! - **Nothing is believed.** The log is read through before anything is written, and its digest is compared with that
 //!   of what the stream gives back; the key-value entries are compared as well.
 //! - **Nothing is overwritten.** A stream of another history is refused, and so are buckets that hold anything and
@@ -21,7 +22,8 @@ use async_nats::jetstream::stream::Stream;
 use tokio::{sync::mpsc, time::Instant};
 
 use self::messages::{Batch, Digest, Messages, Stretches};
-pub use self::target::Found;
+pub(super) use self::target::finished;
+pub use self::target::{Found, KEY};
 use super::{
     API_PREFIX, Config, OpenError,
     append::batch::{Condition, Refusal, publish},
@@ -202,6 +204,8 @@ pub struct Report {
     pub copying: Duration,
     /// How long it took to read all back.
     pub checking: Duration,
+    /// What is left for an operator to do.
+    pub left: Option<String>,
 }
 
 /// See the head of this file.
@@ -306,17 +310,20 @@ impl Migration {
     /// [`MigrateError`]; after most of them the same can be run again.
     pub async fn run(&self, survey: &Survey) -> Result<Report, MigrateError> {
         let context = &self.connection.context;
-        let from = target::make(&self.config, context, self.snapshot.log()).await?;
+        let from = target::make(&self.config, context, &self.buckets, self.snapshot.log()).await?;
         let began = Instant::now();
         self.copy(from, survey).await?;
         let (copying, began) = (began.elapsed(), Instant::now());
         self.check(survey).await?;
         let checking = began.elapsed();
         for (bucket, entries) in self.snapshot.entries() {
-            self.copy_bucket(*bucket, entries).await?;
+            let is_mark = |entry: &&Entry| *bucket == Bucket::State && entry.key == KEY;
+            let entries: Vec<_> = entries.iter().filter(|entry| !is_mark(entry)).cloned().collect();
+            self.copy_bucket(*bucket, &entries).await?;
         }
-        target::finish(&self.config, context, survey).await?;
-        Ok(Report { copied: survey.last_seq.saturating_sub(from), copying, checking })
+        let incarnation = self.snapshot.log().incarnation();
+        let left = target::finish(&self.config, context, &self.buckets, incarnation, survey).await?;
+        Ok(Report { copied: survey.last_seq.saturating_sub(from), copying, checking, left })
     }
 
     async fn stream(&self) -> Result<Stream, Broken> {

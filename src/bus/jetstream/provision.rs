@@ -24,10 +24,8 @@ use crate::bus::Bucket;
 const INCARNATION: &str = "simcast_incarnation";
 const SCHEMA: &str = "simcast_schema";
 const VERSION: &str = "simcast_version";
-/// There from the making of a stream by a migration until everything is in it.
-pub(super) const UNFINISHED: &str = "simcast_migration_unfinished";
-/// There ever after: the sequences that came by it.
-pub(super) const MIGRATED: &str = "simcast_migrated";
+/// A stream that a migration has made: gateways use it only once that has [finished](super::migrate::finished).
+pub(super) const MIGRATION: &str = "simcast_migration";
 /// Grows with every change of subjects, bodies or headers that an older gateway could not read.
 const SCHEMA_NOW: &str = "1";
 
@@ -100,9 +98,6 @@ pub(super) async fn provision(
 ) -> Result<Provisioned, OpenError> {
     let wanted = wanted_stream(config, incarnation);
     let (found, created) = get_or_create(context, &wanted).await?;
-    if found.metadata.contains_key(UNFINISHED) {
-        return Err(OpenError::Migrating { stream: found.name });
-    }
     let mut drift = compare(&wanted, &found);
     for bucket in [Bucket::State, Bucket::Endpoints, Bucket::Cursors, Bucket::Lease] {
         let wanted = wanted_bucket(config, bucket);
@@ -110,6 +105,16 @@ pub(super) async fn provision(
         drift.extend(compare_bucket(&wanted, &found));
     }
     let incarnation = incarnation_of(&found).unwrap_or_default();
+    if found.metadata.contains_key(MIGRATION) {
+        let buckets = Buckets::new(context.clone(), &config.stream);
+        let finished = super::migrate::finished(&buckets, incarnation).await.map_err(|error| {
+            let object = Buckets::name(&config.stream, Bucket::State);
+            OpenError::Provision { object, reason: error.to_string() }
+        })?;
+        if finished.is_none() {
+            return Err(OpenError::Migrating { stream: found.name });
+        }
+    }
     let harmful: Vec<Drift> = drift.iter().filter(|one| one.harmful).cloned().collect();
     if !harmful.is_empty() {
         return Err(OpenError::Drift(harmful));

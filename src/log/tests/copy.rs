@@ -132,10 +132,10 @@ fn a_log_that_is_looked_at_stays_as_it_is() {
     }
     // As a crash leaves it: no sidecar of the last segment, and half a write at its end.
     drop(log);
-    let last = files(directory.path()).into_iter().filter(|(name, _)| name.ends_with(".seg")).next_back();
+    let last = files(directory.path()).into_iter().rfind(|(name, _)| name.ends_with(".seg"));
     let last = directory.path().join(last.unwrap().0);
     let mut bytes = std::fs::read(&last).unwrap();
-    bytes.extend_from_slice(&bytes[40..90].to_vec());
+    bytes.extend_from_within(40..90);
     std::fs::write(&last, bytes).unwrap();
     let before = files(directory.path());
     let log = Log::open_untouched(directory.path()).unwrap();

@@ -1,28 +1,32 @@
 //! The stream that a migration fills: what there is of it, its making, and the step that opens it to gateways.
 
-use std::{collections::HashMap, time::Duration};
+use std::time::Duration;
 
 use async_nats::jetstream::{
     self,
     context::GetStreamErrorKind,
     stream::{Config as StreamConfig, Info},
 };
+use serde::{Deserialize, Serialize};
 
 use super::{MigrateError, Survey};
 use crate::{
     bus::{
-        Bucket,
+        Bucket, KvError,
         jetstream::{
             Config, OpenError,
             kv::Buckets,
             provision::{
-                Drift, MIGRATED, UNFINISHED, compare, compare_bucket, get_or_create, incarnation_of,
-                wanted_bucket, wanted_stream,
+                Drift, MIGRATION, compare, compare_bucket, get_or_create, incarnation_of, wanted_bucket,
+                wanted_stream,
             },
         },
     },
     log::Log,
 };
+
+/// Key in [`Bucket::State`] that says that a migration has come to its end.
+pub const KEY: &str = "migration";
 
 /// All buckets of a stream.
 const BUCKETS: [Bucket; 4] = [Bucket::State, Bucket::Endpoints, Bucket::Cursors, Bucket::Lease];
@@ -57,7 +61,7 @@ pub(super) async fn look(
     log: &Log,
 ) -> Result<Found, MigrateError> {
     if let Some(info) = get(context, &config.stream).await? {
-        return judge(config, &info, log);
+        return judge(config, context, buckets, &info, log).await;
     }
     for bucket in BUCKETS {
         let name = Buckets::name(&config.stream, bucket);
@@ -84,8 +88,33 @@ async fn get(context: &jetstream::Context, name: &str) -> Result<Option<Info>, O
     }
 }
 
+/// What the key says.
+#[derive(Serialize, Deserialize)]
+struct Finished {
+    /// Of the log, 16 hex digits: a bucket may outlive its stream.
+    incarnation: String,
+    upto: u64,
+}
+
+/// Up to which sequence a migration of a log has brought its events; None where none has come to its end.
+pub(in crate::bus::jetstream) async fn finished(
+    buckets: &Buckets,
+    incarnation: u64,
+) -> Result<Option<u64>, KvError> {
+    let entry = buckets.get(Bucket::State, KEY).await?;
+    let finished = entry.and_then(|entry| serde_json::from_slice::<Finished>(&entry.value).ok());
+    let ours = finished.filter(|finished| finished.incarnation == format!("{incarnation:016x}"));
+    Ok(ours.map(|finished| finished.upto))
+}
+
 /// What a stream that exists is to this log.
-fn judge(config: &Config, info: &Info, log: &Log) -> Result<Found, MigrateError> {
+async fn judge(
+    config: &Config,
+    context: &jetstream::Context,
+    buckets: &Buckets,
+    info: &Info,
+    log: &Log,
+) -> Result<Found, MigrateError> {
     let stream = config.stream.clone();
     let (incarnation, metadata) = (incarnation_of(&info.config), &info.config.metadata);
     let foreign = |holds: String| Err(MigrateError::Foreign { stream: stream.clone(), holds });
@@ -102,7 +131,18 @@ fn judge(config: &Config, info: &Info, log: &Log) -> Result<Found, MigrateError>
         let cure = format!("delete the stream (nats stream rm {stream}) and its buckets, and run this again");
         Err(MigrateError::Moved { what, cure })
     };
-    if metadata.contains_key(UNFINISHED) {
+    if !metadata.contains_key(MIGRATION) {
+        return foreign("a log of this name that no migration has brought there".to_owned());
+    }
+    let state = Buckets::name(&config.stream, Bucket::State);
+    let upto = match get(context, &format!("KV_{state}")).await? {
+        // It is made after the stream.
+        None => None,
+        Some(_) => finished(buckets, log.incarnation())
+            .await
+            .map_err(|source| MigrateError::KeyValue { bucket: state, source })?,
+    };
+    let Some(upto) = upto else {
         let begins = info.state.first_sequence.max(1);
         let upto = info.state.last_sequence;
         if begins != first {
@@ -115,9 +155,6 @@ fn judge(config: &Config, info: &Info, log: &Log) -> Result<Found, MigrateError>
         }
         let max_bytes = u64::try_from(info.config.max_bytes).unwrap_or(u64::MAX);
         return Ok(Found::Begun { upto, max_bytes });
-    }
-    let Some(upto) = metadata.get(MIGRATED).and_then(|upto| upto.parse().ok()) else {
-        return foreign("a log of this name that no migration has brought there".to_owned());
     };
     if last > upto {
         return Err(MigrateError::Moved {
@@ -136,13 +173,17 @@ fn judge(config: &Config, info: &Info, log: &Log) -> Result<Found, MigrateError>
 pub(super) async fn make(
     config: &Config,
     context: &jetstream::Context,
+    buckets: &Buckets,
     log: &Log,
 ) -> Result<u64, MigrateError> {
     let first = log.begins_at();
     let mut wanted = wanted_stream(config, log.incarnation());
     wanted.first_sequence = (first > 1).then_some(first);
     wanted.duplicate_window = WINDOW;
-    wanted.metadata.insert(UNFINISHED.to_owned(), "gateways must not use it".to_owned());
+    wanted.metadata.insert(
+        MIGRATION.to_owned(),
+        format!("finished once {KEY} in bucket {} says so", Buckets::name(&config.stream, Bucket::State)),
+    );
     let (found, _) = get_or_create(context, &wanted).await?;
     let mut drift = compare(&wanted, &found);
     for bucket in BUCKETS {
@@ -155,7 +196,11 @@ pub(super) async fn make(
         return Err(OpenError::Drift(harmful).into());
     }
     // A gateway may have been faster, and what the server made is looked at like what was there.
-    match get(context, &config.stream).await?.map(|info| judge(config, &info, log)).transpose()? {
+    let found = match get(context, &config.stream).await? {
+        Some(info) => Some(judge(config, context, buckets, &info, log).await?),
+        None => None,
+    };
+    match found {
         Some(Found::Begun { upto, .. }) => Ok(upto.max(first.saturating_sub(1))),
         _ => Err(MigrateError::Mismatch {
             what: "it changed while it was made".to_owned(),
@@ -164,32 +209,46 @@ pub(super) async fn make(
     }
 }
 
-/// Opens the stream to gateways: the last step.
+/// Opens the stream to gateways: the last step. Gives what is left to do.
 pub(super) async fn finish(
     config: &Config,
     context: &jetstream::Context,
+    buckets: &Buckets,
+    incarnation: u64,
     survey: &Survey,
-) -> Result<(), MigrateError> {
+) -> Result<Option<String>, MigrateError> {
     let stream = config.stream.clone();
     let mismatch = |what: String| MigrateError::Mismatch { what, stream: stream.clone() };
-    let failed = |reason: String| OpenError::Provision { object: stream.clone(), reason };
     let missing = || mismatch("it was deleted".to_owned());
     let info = get(context, &stream).await?.ok_or_else(missing)?;
     let (begins, ends) = (info.state.first_sequence.max(1), info.state.last_sequence);
     if (begins, ends.max(begins - 1)) != (survey.first_seq, survey.last_seq.max(survey.first_seq - 1)) {
         return Err(mismatch(format!("it holds sequences {begins} to {ends}")));
     }
-    let mut changed: StreamConfig = info.config;
-    changed.duplicate_window = wanted_stream(config, 0).duplicate_window;
+    let done = Finished { incarnation: format!("{incarnation:016x}"), upto: survey.last_seq };
+    let done = serde_json::to_vec(&done).unwrap_or_default().into();
+    buckets.put(Bucket::State, KEY, done).await.map_err(|source| {
+        let bucket = Buckets::name(&config.stream, Bucket::State);
+        MigrateError::KeyValue { bucket, source }
+    })?;
+    Ok(widen_window(config, context, info.config).await)
+}
+
+/// Sets the window as a gateway would have made it. Gateways need no permission for that, so it may fail, and is of
+/// little weight: they tell what differs and what to run.
+async fn widen_window(
+    config: &Config,
+    context: &jetstream::Context,
+    mut found: StreamConfig,
+) -> Option<String> {
+    found.duplicate_window = wanted_stream(config, 0).duplicate_window;
     // What the server itself adds is not ours to send.
-    let ours = changed.metadata.into_iter().filter(|(name, _)| !name.starts_with("_nats."));
-    changed.metadata = ours.collect::<HashMap<_, _>>();
-    changed.metadata.remove(UNFINISHED);
-    changed.metadata.insert(MIGRATED.to_owned(), survey.last_seq.to_string());
-    context.update_stream(changed).await.map_err(|error| failed(error.to_string()))?;
-    let info = get(context, &stream).await?.ok_or_else(missing)?;
-    match info.config.metadata.contains_key(UNFINISHED) {
-        false => Ok(()),
-        true => Err(failed("the mark of the migration stays in its metadata".to_owned()).into()),
-    }
+    found.metadata.retain(|name, _| !name.starts_with("_nats."));
+    let minutes = found.duplicate_window.as_secs() / 60;
+    let stream = found.name.clone();
+    context.update_stream(found).await.err().map(|error| {
+        format!(
+            "duplicate_window of stream {stream} could not be set ({error}); run with a user who may: nats stream edit {stream} --dupe-window={minutes}m"
+        )
+    })
 }

@@ -15,7 +15,7 @@ use crate::{
             JetStream,
             tests::{
                 on_both,
-                server::{NEWEST, OLDEST, Server},
+                server::{self, NEWEST, OLDEST, Server},
             },
             tests_support,
         },
@@ -33,7 +33,7 @@ fn entry(n: u64) -> crate::log::Entry {
     event.device_id = n.is_multiple_of(3).then(|| format!("Pumpe {n} \u{e5}*>"));
     let at = Timestamp::from_microsecond(1_700_000_000_000_000 + n as i64).unwrap();
     event.provenance = n.is_multiple_of(2).then(|| Provenance::new(Via::Sweep, at, at, None));
-    let stamp = Timestamp::from_millisecond(Timestamp::now().as_millisecond()).unwrap();
+    let stamp = Timestamp::from_millisecond(clock::system().now().as_millisecond()).unwrap();
     let sealed = event.seal(stamp, SignedDuration::from_secs(300)).unwrap();
     crate::log::Entry { sealed, identity: n * 3, content: n as u32 }
 }
@@ -152,7 +152,7 @@ async fn whole(version: &'static str) {
     for n in 0..2_400 {
         log.append(vec![entry(n)]).unwrap();
         if n % 600 == 599 {
-            log.maintain(Timestamp::now()).unwrap();
+            log.maintain(clock::system().now()).unwrap();
         }
     }
     log.close().unwrap();
@@ -172,7 +172,7 @@ async fn whole(version: &'static str) {
     let bus = Embedded::open(config_of(path), clock::system()).unwrap();
     bus.append(vec![event("last")], None).await.unwrap();
     read(bus.log(), &Predicate::unfiltered());
-    bus.log().maintain(Timestamp::now()).unwrap();
+    bus.log().maintain(clock::system().now()).unwrap();
     bus.shutdown().await;
     drop(bus);
     let before = files(path);
@@ -197,7 +197,7 @@ async fn whole(version: &'static str) {
         assert_eq!(bus.log().incarnation(), INCARNATION);
         assert!(all(bus.log()) == all(source.log()), "the copy is another log");
         let lists = [("iccid", vec!["8947000000000000003".to_owned()])];
-        let filtered: Predicate = Filter::build(lists.into_iter(), FilterLimits::default()).unwrap().0.into();
+        let filtered: Predicate = Filter::build(lists, FilterLimits::default()).unwrap().0.into();
         let everything = Predicate::unfiltered();
         assert!(read(bus.log(), &everything) == read(source.log(), &everything), "readers are given others");
         // Nobody knows any more which filter a lost event matched, so every reader is told.
@@ -210,13 +210,14 @@ async fn whole(version: &'static str) {
             assert_eq!(bus.log().check(old), Ok(seq), "{seq}");
         }
         // What was lost before is no damage of the copy.
-        bus.log().maintain(Timestamp::now()).unwrap();
+        bus.log().maintain(clock::system().now()).unwrap();
         let lost: u64 = bus.log().damage().borrow().iter().map(crate::log::Damage::positions).sum();
         assert_eq!(lost, survey.lost);
         tokio::time::sleep(Duration::from_millis(500)).await;
         assert_eq!(*bus.fill().borrow(), Fill::Complete);
         for (bucket, entries) in source.entries() {
-            let have = bus.kv_list(*bucket, "").await.unwrap();
+            let mut have = bus.kv_list(*bucket, "").await.unwrap();
+            have.retain(|entry| entry.key != KEY);
             let pairs = |of: &[Entry]| -> Vec<_> {
                 of.iter().map(|entry| (entry.key.clone(), entry.value.clone())).collect()
             };
@@ -231,7 +232,7 @@ async fn whole(version: &'static str) {
     }
     let again = gateway(Config { cache_path: Some(cache.path().to_owned()), ..config.clone() }).await;
     let told: u64 = survey.lost;
-    again.log().maintain(Timestamp::now()).unwrap();
+    again.log().maintain(clock::system().now()).unwrap();
     tokio::time::sleep(Duration::from_millis(500)).await;
     assert_eq!(*again.fill().borrow(), Fill::Complete, "a copy that was opened again");
     assert_eq!(all(again.log()).values().filter(|one| one.is_none()).count() as u64, told);
@@ -289,12 +290,20 @@ async fn interrupted(version: &'static str) {
     let store = server.context().await.get_key_value("S_state").await.unwrap();
     store.put("floor", "old".into()).await.unwrap();
     store.put("strange", "old".into()).await.unwrap();
+    // The gateway was let go on with the old log in between.
+    let bus = Embedded::open(config_of(path), clock::system()).unwrap();
+    bus.append(vec![event("between")], None).await.unwrap();
+    bus.kv_put(Bucket::State, "ledger", "newer".into()).await.unwrap();
+    bus.shutdown().await;
+    drop(bus);
     let (survey, report) = migrate(&config, path).await;
-    assert_eq!((survey.events, report.copied), (3_500, 0));
+    assert_eq!((survey.events, report.copied), (3_501, 1));
     let bus = gateway(config.clone()).await;
-    assert_eq!(bus.log().bounds().events, 3_500);
+    assert_eq!(bus.log().bounds().events, 3_501);
+    assert_eq!(bus.log().find("between").unwrap().seq, 3_501);
+    assert_eq!(bus.kv_get(Bucket::State, "ledger").await.unwrap().unwrap().value, "newer");
     let keys: Vec<_> = bus.kv_list(Bucket::State, "").await.unwrap().into_iter().map(|e| e.key).collect();
-    assert_eq!(keys, ["floor", "ledger"]);
+    assert_eq!(keys, ["floor", "ledger", KEY]);
     assert_eq!(bus.kv_get(Bucket::State, "floor").await.unwrap().unwrap().value, "value of floor");
     bus.shutdown().await;
 }
@@ -337,6 +346,27 @@ async fn server_trouble(version: &'static str) {
 }
 
 on_both!(a_server_that_is_killed_meanwhile_does_no_harm, server_trouble);
+
+/// A user who may do no more than a gateway.
+async fn few_permissions(version: &'static str) {
+    let deny = "{ publish: { deny: [\"$JS.API.STREAM.UPDATE.>\", \"$JS.API.STREAM.DELETE.>\"] } }";
+    let more =
+        format!("authorization {{ users: [ {{ user: me, password: secret, permissions: {deny} }} ] }}");
+    let options =
+        server::Options { more, login: "nats://me:secret@".to_owned(), ..server::Options::new(version) };
+    let server = Server::start_with(options).await;
+    let directory = tempfile::tempdir().unwrap();
+    source(directory.path(), 1, 30).await;
+    let config = tests_support::config(server.url(), "S");
+    let (_, report) = migrate(&config, directory.path()).await;
+    assert!(report.left.is_some_and(|left| left.contains("--dupe-window=20m")));
+    let bus = gateway(config).await;
+    let drift: Vec<_> = bus.found().drift.iter().map(|one| one.field).collect();
+    assert_eq!((drift, bus.log().bounds().events), (vec!["duplicate_window"], 30));
+    bus.shutdown().await;
+}
+
+on_both!(a_gateways_permissions_are_enough, few_permissions);
 
 /// Nothing of somebody else is touched, and each refusal says what to do.
 async fn refused(version: &'static str) {
