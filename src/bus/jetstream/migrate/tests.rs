@@ -237,6 +237,28 @@ async fn whole(version: &'static str) {
     assert_eq!(*again.fill().borrow(), Fill::Complete, "a copy that was opened again");
     assert_eq!(all(again.log()).values().filter(|one| one.is_none()).count() as u64, told);
     again.shutdown().await;
+    drop(again);
+    // Damage of the copy itself is told from what the stream has lost.
+    let id = b"\"evt_2300\"";
+    let (segment, mut bytes, at) = files(cache.path())
+        .into_iter()
+        .find_map(|(path, bytes)| {
+            let at = bytes.windows(id.len()).position(|window| window == id)?;
+            Some((path, bytes, at))
+        })
+        .unwrap();
+    bytes[at + 3] ^= 1;
+    std::fs::write(segment, bytes).unwrap();
+    let bus = gateway(Config { cache_path: Some(cache.path().to_owned()), ..config.clone() }).await;
+    assert!(bus.log().get(2_340).unwrap().is_none(), "the damage was not hit");
+    bus.log().maintain(clock::system().now()).unwrap();
+    let mut fill = bus.fill();
+    let stale = fill.wait_for(|fill| matches!(fill, Fill::Stale { .. }));
+    tokio::time::timeout(Duration::from_secs(30), stale).await.unwrap().unwrap();
+    bus.shutdown().await;
+    let bus = gateway(Config { cache_path: Some(cache.path().to_owned()), ..config.clone() }).await;
+    assert_eq!(all(bus.log()).values().filter(|one| one.is_none()).count() as u64, told);
+    bus.shutdown().await;
     drop(source);
     let done = migration(&config, path, silent()).await.unwrap();
     assert_eq!(*done.found(), Found::Complete { upto: bounds.last_seq });
@@ -277,6 +299,10 @@ async fn interrupted(version: &'static str) {
         drop(cut);
         let refused = JetStream::open(config.clone(), clock::system()).await.unwrap_err();
         assert!(matches!(refused, OpenError::Migrating { .. }) && !refused.retryable(), "{refused}");
+        if n == 0 {
+            // As if it had been cut between the stream and its buckets.
+            server.context().await.delete_stream("KV_S_state").await.unwrap();
+        }
         if n == 1 {
             server.kill().await;
             server.restart().await;
