@@ -33,7 +33,7 @@ use crate::{
 };
 
 /// Name of the budget journal in the data directory.
-const BUDGET_JOURNAL: &str = "budget.journal";
+pub const BUDGET_JOURNAL: &str = "budget.journal";
 
 /// Why a gateway does not start. Each says what to do about it.
 #[derive(Debug, thiserror::Error)]
@@ -295,7 +295,6 @@ fn ingest_config(config: &Config) -> ingest::Config {
             // A copy that is built again knows no more than the stream does.
             BusKind::Nats => ingest::Config::default().ids_kept_days.min(config.nats.retention_days),
         },
-        ..ingest::Config::default()
     }
 }
 

@@ -9,6 +9,7 @@ pub mod completions;
 pub mod demo;
 pub mod doctor;
 pub mod gateway;
+pub mod migrate;
 pub mod serve;
 pub mod simulate;
 pub mod tail;
@@ -50,6 +51,7 @@ enum Command {
     Simulate(simulate::Args),
     Tail(Box<tail::Args>),
     Why(why::Args),
+    Migrate(migrate::Args),
     Check(check::Args),
     Doctor(doctor::Args),
     Token(token::Args),
@@ -70,7 +72,19 @@ impl ConfigArgs {
     /// # Errors
     /// [`Mistakes`], all of them.
     pub fn load(&self) -> Result<Config, Mistakes> {
-        config::load(&Sources::of_process(self.config.clone()))
+        self.load_with(&[])
+    }
+
+    /// The same with keys that flags set: path, value, flag.
+    ///
+    /// # Errors
+    /// [`Mistakes`], all of them.
+    pub fn load_with(&self, flags: &[(&'static str, &str, &'static str)]) -> Result<Config, Mistakes> {
+        let mut sources = Sources::of_process(self.config.clone());
+        for (path, value, flag) in flags {
+            sources.flag(path, value, flag);
+        }
+        config::load(&sources)
     }
 }
 
@@ -148,6 +162,7 @@ async fn run(command: Command) -> Result<(), Failure> {
         }
         Command::Tail(args) => tail::run(*args, &mut out).await,
         Command::Why(args) => why::run(&args, &mut out).await,
+        Command::Migrate(args) => migrate::run(args, clock::system(), &mut out).await,
         Command::Check(args) => check::run(&args, &mut out),
         Command::Doctor(args) => doctor::run(args, clock::system(), &mut out).await,
         Command::Token(args) => token::run(args, &clock::system(), &mut out, &mut io::stderr()),

@@ -57,6 +57,10 @@ use self::{
     tail::Tail,
     upstream::{Upstream, Window},
 };
+pub use self::{
+    position::{KEY as POSITION_KEY, forgetting},
+    share::KEY as BUDGET_KEY,
+};
 use crate::{
     bus::{AppendError, Bus, Fence},
     clock::SharedClock,

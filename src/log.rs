@@ -8,6 +8,7 @@
 //! forgotten, so that the poller can append the event again ([`damage`]).
 
 mod append;
+mod copy;
 mod damage;
 mod days;
 mod disk;
@@ -31,10 +32,11 @@ use crate::event::{Cursor, GapReason, Predicate, Sealed, StoredEvent};
 use self::{
     append::Writer,
     damage::Care,
-    disk::{Disk, MemoryDisk, OsDisk},
+    disk::{Disk, MemoryDisk, OsDisk, Untouched},
     state::State,
 };
 
+pub use copy::{Copied, CopyPage};
 pub use damage::{DAMAGED, Damage, LostRecord};
 pub use record::BODY_BYTES_MAX;
 
@@ -224,6 +226,15 @@ impl Log {
         Self::open_on(Arc::new(OsDisk::open(directory)?), options)
     }
 
+    /// Opens the log in a directory and leaves every file of it as it is: what recovery would repair is repaired in
+    /// memory. Nothing may be appended. The caller sees to it that nobody else has the directory.
+    ///
+    /// # Errors
+    /// As [`Log::open`]; also where there is no directory.
+    pub fn open_untouched(directory: &Path) -> io::Result<Self> {
+        Self::open_on(Arc::new(Untouched::open(directory)?), Options::default())
+    }
+
     /// A log that lives in memory only.
     ///
     /// # Panics
@@ -275,6 +286,19 @@ impl Log {
     /// What is kept.
     pub fn bounds(&self) -> Bounds {
         self.state.read().bounds(self.incarnation)
+    }
+
+    /// First position that is not gone, readable or not: at or before [`Bounds::first_seq`].
+    pub fn begins_at(&self) -> u64 {
+        self.state.read().first_position()
+    }
+
+    /// Until when events happened whose bytes retention has removed and whose ids are still known; None where there
+    /// are none. The time of the latest one.
+    pub fn retired_until(&self) -> Option<Timestamp> {
+        let state = self.state.read();
+        let times = state.retired.iter().filter_map(|ids| ids.summary().times);
+        times.map(|(_, last)| last).max().and_then(|us| Timestamp::from_microsecond(us).ok())
     }
 
     /// Sequence of the newest readable event; changes after each append.

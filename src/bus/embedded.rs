@@ -6,6 +6,7 @@
 
 pub(in crate::bus) mod caretaker;
 mod kv;
+pub mod snapshot;
 mod writer;
 
 use std::{

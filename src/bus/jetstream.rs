@@ -3,15 +3,18 @@
 //! What is appended goes to the stream as one atomic batch ([`append`]) under the fence of whoever polls ([`lease`]);
 //! one consumer per process copies the stream into a log ([`mirror`]), which is what all reads use, so there is one
 //! read path on both buses. The small state lies in key-value buckets ([`kv`]). Stream and buckets are made and checked
-//! at start ([`provision`]). What other NATS clients may rely on: [`subject`] and [`message`].
+//! at start ([`provision`]). What other NATS clients may rely on: [`subject`] and [`message`]. An embedded log becomes a
+//! stream by [`migrate`].
 
 mod append;
 mod connection;
 mod kv;
 mod lease;
 mod message;
+pub mod migrate;
 mod mirror;
 pub mod provision;
+mod standin;
 mod subject;
 #[cfg(test)]
 mod tests;
@@ -157,6 +160,14 @@ pub enum OpenError {
     /// They are not as they must be.
     #[error("NATS is set up so that events would be lost: {}", join(.0))]
     Drift(Vec<Drift>),
+    /// A migration has not come to its end.
+    #[error(
+        "stream {stream} is the target of a migration that has not finished: run \"simcast migrate --to nats\" again until it says that all is copied, or delete the stream to begin without the old events"
+    )]
+    Migrating {
+        /// Its name.
+        stream: String,
+    },
     /// The directory of the copy can't be used.
     #[error(
         "{path} can't be used: {reason}; stop the other process, or set bus.nats.cache_path to another directory"
@@ -220,7 +231,7 @@ impl JetStream {
             context: context.clone(),
             stream: config.stream.clone(),
             api_prefix: API_PREFIX.to_owned(),
-            events: subject::events(&config.subject_prefix),
+            subjects: mirror::Subjects::new(&config.subject_prefix),
         };
         let options = Options {
             retention_days: config.retention_days,

@@ -48,7 +48,7 @@ use crate::{
 };
 
 pub use pace::BURST_MAX;
-pub use share::{Note, Noted};
+pub use share::{Note, Noted, noted_in};
 
 /// How long a slot stays taken after the answer: upstream's window, and a margin for clocks that run unlike and for
 /// the 10 ms steps of the time since boot.

@@ -73,6 +73,19 @@ impl Position {
     }
 }
 
+/// A position as it must be kept with a copy of a log that does not know the ids of removed events any more, which
+/// happened until `until`: rows as old as those are not taken again. None where it stays as it is.
+pub fn forgetting(kept: &[u8], until: Timestamp, log: &Log) -> Option<Vec<u8>> {
+    let position: Position = serde_json::from_slice(kept).ok()?;
+    // An event whose time was in the future must not keep out what happens until then.
+    let first = log.bounds().first_time.unwrap_or(position.floor);
+    let origin = until.min(first).min(position.floor);
+    if origin <= position.origin {
+        return None;
+    }
+    serde_json::to_vec(&Position { origin, ..position }).ok()
+}
+
 /// How far the backfill has come.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BackfillPosition {
@@ -159,5 +172,24 @@ impl PositionStore {
     /// Moves the floor up, never down.
     pub async fn raise_floor(&self, floor: Timestamp) {
         self.change(|position| position.floor = position.floor.max(floor)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_that_knows_fewer_ids_takes_no_older_rows() {
+        let at = |second: i64| Timestamp::from_second(second).unwrap();
+        let position = Position { floor: at(1_000), origin: at(100), backfill: None, log: None };
+        let kept = serde_json::to_vec(&position).unwrap();
+        let log = Log::in_memory(1);
+        let changed = |until| forgetting(&kept, until, &log);
+        let read = |changed: Option<Vec<u8>>| serde_json::from_slice::<Position>(&changed.unwrap()).unwrap();
+        assert_eq!(read(changed(at(500))), Position { origin: at(500), ..position.clone() });
+        assert_eq!(read(changed(at(5_000))).origin, position.floor, "an event out of the future");
+        assert_eq!((changed(at(100)), changed(at(50))), (None, None));
+        assert_eq!(forgetting(b"?", at(500), &log), None);
     }
 }

@@ -58,11 +58,12 @@ impl Writer {
     }
 }
 
-/// Records that are written and synced together.
+/// Records that are written and synced together, or a hole.
 #[derive(Default)]
 struct Piece {
     indexed: Vec<Indexed>,
     events: Vec<StoredEvent>,
+    hole: Option<(u64, u64)>,
 }
 
 impl Log {
@@ -73,6 +74,27 @@ impl Log {
     /// As [`Log::append`]; also where a sequence is not above the one before.
     pub fn append_at(&self, entries: Vec<(u64, Entry)>) -> io::Result<()> {
         self.append_locked(&mut self.writer.lock(), entries)
+    }
+
+    /// Notes that nothing can be read at a range of positions, both ends inclusive, above the last one: readers get it
+    /// as a [`Hole`](super::Hole). For a log that mirrors another store, which has lost what lay there.
+    ///
+    /// # Errors
+    /// As [`Log::append_at`].
+    pub fn append_hole(&self, first_seq: u64, last_seq: u64) -> io::Result<()> {
+        let mut writer = self.writer.lock();
+        if first_seq <= self.state.read().last_seq() || last_seq < first_seq {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "a hole that can't lie there"));
+        }
+        if let Some(stopped) = writer.why_stopped() {
+            return Err(stopped);
+        }
+        let hole = (first_seq, last_seq);
+        writer.buffer.clear();
+        Frame::of_hole(hole).encode(Seed::of(self.incarnation), &mut writer.buffer);
+        let result = self.write(&mut writer, Piece { hole: Some(hole), ..Piece::default() });
+        *self.trouble.lock() = result.as_ref().err().map(ToString::to_string);
+        result
     }
 
     /// As [`Log::append_at`], at the next sequences.
@@ -132,7 +154,7 @@ impl Log {
 
     /// Writes the buffer durably, then publishes its records.
     fn write(&self, writer: &mut Writer, piece: Piece) -> io::Result<()> {
-        if piece.events.is_empty() {
+        if piece.events.is_empty() && piece.hole.is_none() {
             return Ok(());
         }
         let (mut end, empty, last_seq) = {
@@ -156,10 +178,13 @@ impl Log {
         let synced = if sabotage::on(Bug::SkipSync) { Ok(()) } else { file.sync() };
         synced.map_err(|error| writer.unconfirmed(error))?;
         writer.dirty = false;
-        let Piece { indexed, events } = piece;
+        let Piece { indexed, events, hole } = piece;
         let indexed = indexed.into_iter().map(|one| one.moved(end)).collect();
-        let last_seq = events.last().map(StoredEvent::seq);
-        self.state.write().publish(indexed, events);
+        let last_seq = hole.map(|(_, last)| last).or(events.last().map(StoredEvent::seq));
+        match hole {
+            Some(hole) => self.state.write().publish_hole(hole, end + writer.buffer.len() as u64),
+            None => self.state.write().publish(indexed, events),
+        }
         if let Some(last_seq) = last_seq {
             self.edge.send_replace(last_seq);
         }

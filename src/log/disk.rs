@@ -2,6 +2,7 @@
 //! tests on a disk that fails or loses power at any step.
 
 mod memory;
+mod untouched;
 
 use std::{
     fmt,
@@ -12,6 +13,7 @@ use std::{
 };
 
 pub(crate) use memory::MemoryDisk;
+pub(crate) use untouched::Untouched;
 
 /// Bytes of a file that does not change any more.
 pub(crate) type Mapped = Box<dyn AsRef<[u8]> + Send + Sync>;

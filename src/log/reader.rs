@@ -39,12 +39,12 @@ enum Step {
 
 /// Records to look at, and what that settles.
 pub(crate) struct Plan {
-    loads: Vec<Load>,
-    holes: Vec<(u64, u64)>,
+    pub(super) loads: Vec<Load>,
+    pub(super) holes: Vec<(u64, u64)>,
     /// Positions that were found damaged before.
     lost: BTreeSet<u64>,
     /// Position up to which everything is evaluated once they have been looked at.
-    to: u64,
+    pub(super) to: u64,
 }
 
 impl Log {
@@ -165,7 +165,7 @@ impl Plan {
 }
 
 /// Chooses the next records of one segment; `span` is its first and last position.
-fn plan(
+pub(super) fn plan(
     index: &dyn Index,
     holes: &[(u64, u64)],
     span: (u64, u64),

@@ -4,6 +4,10 @@
 //! identity u64, content u32, CRC of the body; then the body. Header and body have a CRC each so that a reader which
 //! lost its place can look for the next frame without hashing megabytes at every byte. Both are seeded with the
 //! log's incarnation, and the magic holds bytes that no UTF-8 text has: bytes inside an event never pass for a frame.
+//!
+//! A frame can also say that nothing can be read at a range of positions: a copy of a log that was damaged must
+//! announce what that one announces. It has no body, [`HOLE`] for a length of keys, the first position in the place of
+//! the identity and the last one as its sequence.
 
 use crate::{
     event::Keys,
@@ -14,6 +18,9 @@ use crate::{
 pub(crate) const HEADER_BYTES: usize = 40;
 /// Longest body that is stored.
 pub const BODY_BYTES_MAX: usize = 16 << 20;
+
+/// Length of keys of a frame that is a hole.
+const HOLE: u32 = u32::MAX;
 
 const MAGIC: [u8; 4] = [0xFD, b's', 0xFE, 0x01];
 
@@ -82,6 +89,17 @@ impl<'a> Frame<'a> {
             keys_len: u32_at(header, 12),
             body,
         })
+    }
+
+    /// A frame that says of a range of positions, both ends inclusive, that they can't be read.
+    pub(crate) fn of_hole((first_seq, last_seq): (u64, u64)) -> Self {
+        Self { seq: last_seq, identity: first_seq, content: 0, keys_len: HOLE, body: &[] }
+    }
+
+    /// The range that can't be read, where the frame is one that says so.
+    pub(crate) fn hole(&self) -> Option<(u64, u64)> {
+        let is_hole = self.keys_len == HOLE && self.body.is_empty() && self.identity <= self.seq;
+        is_hole.then_some((self.identity, self.seq))
     }
 
     /// The filterable part; a body whose CRC is right and whose keys are not was written by another version.

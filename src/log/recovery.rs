@@ -176,7 +176,7 @@ impl Segments<'_> {
 
     fn cut_tail(&self, file: &dyn DiskFile, base_seq: u64, len: u64, scanned: &Scanned) -> io::Result<()> {
         let end = scanned.index.end;
-        if scanned.index.records.is_empty() && len != FILE_HEADER_BYTES {
+        if end == FILE_HEADER_BYTES && len != FILE_HEADER_BYTES {
             // The crash came before the first append to it was acknowledged; its header may be unfinished too.
             file.truncate(0)?;
             file.write_at(&file_header(self.incarnation, base_seq), 0)?;
@@ -267,7 +267,19 @@ pub(crate) fn scan(
     let mut whole = true;
     let cut_one_too_many = sabotage::on(Bug::CutOneTooMany);
     while at < bytes.len() {
-        let frame = Frame::decode(seed, &bytes[at..])
+        let decoded = Frame::decode(seed, &bytes[at..]);
+        let hole = decoded.ok().and_then(|frame| Some((frame.hole()?, frame.bytes())));
+        let fits = |(first, last): (u64, u64)| first > before && last_seq.is_none_or(|most| last <= most);
+        if let Some((hole, length)) = hole.filter(|(hole, _)| fits(*hole)) {
+            if !whole && hole.0 > before + 1 {
+                index.holes.push((before + 1, hole.0 - 1));
+            }
+            at += length;
+            index.add_hole(hole, at as u64);
+            (before, whole) = (hole.1, true);
+            continue;
+        }
+        let frame = decoded
             .and_then(|frame| frame.keys().map(|keys| (frame, keys)))
             .ok()
             .filter(|(frame, _)| frame.seq > before && last_seq.is_none_or(|last| frame.seq <= last))

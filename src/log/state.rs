@@ -117,6 +117,14 @@ impl State {
         }
     }
 
+    /// Shows that nothing can be read at a range of positions. What is in memory ends behind it: readers are told by
+    /// the index alone.
+    pub(crate) fn publish_hole(&mut self, hole: (u64, u64), end: u64) {
+        self.active.index.add_hole(hole, end);
+        self.active.last_seq = hole.1;
+        self.recent.forget_through(hole.1);
+    }
+
     /// Goes on in a new segment; the old one still needs its sidecar.
     pub(crate) fn roll(&mut self, next: Active, incarnation: u64) {
         let old = std::mem::replace(&mut self.active, next);

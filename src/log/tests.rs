@@ -1,5 +1,6 @@
 //! The log against a model, and on disks that fail, fill up, lose power or hold flipped bits.
 
+mod copy;
 mod damage;
 mod days;
 mod forget;

@@ -14,7 +14,8 @@ use std::{
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use redb::{
-    Database, ReadableDatabase, ReadableTable, StorageError, Table, TableDefinition, TableError,
+    Database, ReadableDatabase, ReadableTable, StorageBackend as _, StorageError, Table, TableDefinition,
+    TableError,
     backends::{FileBackend, InMemoryBackend},
 };
 use tokio::sync::mpsc;
@@ -106,6 +107,15 @@ impl Kv {
         };
         let db = RwLock::new(Db::Open(db));
         Ok(Self { path: path.map(Path::to_owned), db, queue: Mutex::default(), watchers: Mutex::default() })
+    }
+
+    /// Opens a copy in memory of what such a file holds; empty bytes are an empty store.
+    pub(super) fn open_copy(bytes: &[u8]) -> Result<Self, redb::Error> {
+        let backend = InMemoryBackend::new();
+        backend.set_len(bytes.len() as u64).map_err(std::io::Error::other)?;
+        backend.write(0, bytes).map_err(std::io::Error::other)?;
+        let db = RwLock::new(Db::Open(builder().create_with_backend(backend)?));
+        Ok(Self { path: None, db, queue: Mutex::default(), watchers: Mutex::default() })
     }
 
     /// Reads a key.

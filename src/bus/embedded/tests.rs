@@ -164,3 +164,54 @@ async fn nobody_else_may_read_the_files() {
         assert_eq!(mode(&file), if file.is_dir() { 0o700 } else { 0o600 }, "{}", file.display());
     }
 }
+
+/// Everything below a directory.
+fn files(directory: &Path) -> std::collections::BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = std::collections::BTreeMap::new();
+    for entry in std::fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        match path.is_dir() {
+            true => found.extend(files(&path)),
+            false => drop(found.insert(path.clone(), std::fs::read(&path).unwrap())),
+        }
+    }
+    found
+}
+
+#[tokio::test]
+async fn a_snapshot_of_what_a_kill_left_changes_nothing_of_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (live, killed) = (dir.path().join("live"), dir.path().join("killed"));
+    let bus = Embedded::open(on_disk(&live), clock::system()).unwrap();
+    bus.append((0..50).map(|n| event(&format!("e{n}"))).collect(), None).await.unwrap();
+    for key in ["b", "a", "gone"] {
+        bus.kv_put(Bucket::State, key, key.into()).await.unwrap();
+    }
+    let gone = bus.kv_get(Bucket::State, "gone").await.unwrap().unwrap();
+    bus.kv_delete(Bucket::State, "gone", gone.revision).await.unwrap();
+    bus.lease("poller", Duration::from_secs(1)).await.unwrap();
+    std::fs::create_dir_all(killed.join("log")).unwrap();
+    for (path, bytes) in files(&live) {
+        std::fs::write(killed.join(path.strip_prefix(&live).unwrap()), bytes).unwrap();
+    }
+    let before = files(&killed);
+    let mut snapshot = snapshot::Snapshot::open(&killed).unwrap();
+    assert!(matches!(snapshot::Snapshot::open(&killed), Err(snapshot::SnapshotError::InUse { .. })));
+    assert_eq!((snapshot.log().bounds().events, snapshot.log().incarnation()), (50, bus.log().incarnation()));
+    let keys = |snapshot: &snapshot::Snapshot, bucket| -> Vec<_> {
+        snapshot.entries()[&bucket].iter().map(|entry| (entry.key.clone(), entry.value.clone())).collect()
+    };
+    assert_eq!(keys(&snapshot, Bucket::State), [("a".to_owned(), "a".into()), ("b".to_owned(), "b".into())]);
+    assert!(!snapshot.entries().contains_key(&Bucket::Lease) && keys(&snapshot, Bucket::Cursors).is_empty());
+    snapshot.replace(Bucket::State, "b", "new".into());
+    snapshot.replace(Bucket::State, "0", "first".into());
+    assert_eq!(snapshot.get(Bucket::State, "b").unwrap().value, "new");
+    assert_eq!(snapshot.entries()[&Bucket::State][0].key, "0");
+    drop(snapshot);
+    assert_eq!(files(&killed), before);
+    // It is a log as before.
+    let again = Embedded::open(on_disk(&killed), clock::system()).unwrap();
+    assert_eq!(again.log().bounds().events, 50);
+    again.shutdown().await;
+    bus.shutdown().await;
+}

@@ -17,7 +17,7 @@
 //! A fence is one more condition on the first message, on the last sequence of the lease's own subject, and is
 //! checked in the same step as the rest: the holder of an older lease is refused by the stream itself.
 
-mod batch;
+pub(super) mod batch;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -52,7 +52,7 @@ const REFUSALS_MAX: u32 = 16;
 /// Grows with each refusal behind the first.
 const PAUSE: Duration = Duration::from_millis(10);
 /// Bytes of one atomic batch; the server holds it back until its last message is there.
-const BATCH_BYTES_MAX: usize = 8 << 20;
+pub(super) const BATCH_BYTES_MAX: usize = 8 << 20;
 /// How long the mirror may be behind before the watchdog is woken.
 const WATCHDOG_AFTER: Duration = Duration::from_millis(200);
 

@@ -33,6 +33,9 @@ const IDENTITY: &str = "Simcast-Identity";
 const CONTENT: &str = "Simcast-Content";
 const READ: &str = "Simcast-Read";
 
+/// The headers of an event; a server and batches add others.
+pub(super) const KEPT_HEADERS: [&str; 5] = [MESSAGE_ID, CONTENT_TYPE, IDENTITY, CONTENT, READ];
+
 /// Room for the headers of a batch and a fence, which are added when the message is published.
 const CONTROL_BYTES: usize = 1024;
 

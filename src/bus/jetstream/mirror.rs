@@ -16,13 +16,15 @@
 //! - **A tail that breaks is begun anew** behind what has been received, after a pause that doubles from
 //!   [`PAUSE_MIN`] to [`PAUSE_MAX`] and is jittered. A watchdog compares with the stream's last sequence every
 //!   [`WATCH_EVERY`], since a consumer can be silently dead.
+//! - **What was lost before it came to the stream** is a hole in the copy as well ([`standin`]), so that readers get
+//!   the same gap whichever store they read.
 //! - **Memory is bounded**: two requests of the tail, the filler's queue and one batch in each hand, about 30 MiB.
 
 mod filler;
 pub(super) mod place;
-mod puller;
+pub(super) mod puller;
 
-use std::{path::PathBuf, sync::Arc, thread::JoinHandle, time::Duration};
+use std::{collections::HashSet, path::PathBuf, sync::Arc, thread::JoinHandle, time::Duration};
 
 use async_nats::jetstream::{
     self,
@@ -41,11 +43,12 @@ use self::{
     place::{Place, PlaceError},
     puller::{Broken, Puller},
 };
+use super::{standin, subject};
 use crate::{
     bus::{Fill, embedded::caretaker::Caretaker},
     clock::SharedClock,
     event::Predicate,
-    log::{Direction, Log, Options, ReadRequest},
+    log::{Damage, Direction, Log, Options, ReadRequest},
 };
 
 /// Messages of the stream that are no events; a counter.
@@ -111,8 +114,22 @@ pub(super) struct Source {
     pub(super) stream: String,
     /// Begins every subject of the JetStream API.
     pub(super) api_prefix: String,
+    pub(super) subjects: Subjects,
+}
+
+/// By which a message of the stream tells what it is. What is neither is none of the copy's business.
+#[derive(Debug, Clone)]
+pub(super) struct Subjects {
     /// Begins the subjects that hold events.
     pub(super) events: String,
+    /// Of what stands for a lost event.
+    pub(super) lost: String,
+}
+
+impl Subjects {
+    pub(super) fn new(prefix: &str) -> Self {
+        Self { events: subject::events(prefix), lost: subject::lost(prefix) }
+    }
 }
 
 impl Source {
@@ -223,7 +240,7 @@ impl Mirror {
     /// Where the system can't start a thread.
     pub(super) fn start(self: &Arc<Self>, source: Source, clock: SharedClock) -> std::io::Result<Running> {
         let caretaker = Caretaker::start(Arc::clone(&self.log), clock)?;
-        let filler = Filler::start(Arc::clone(self), source.events.clone(), caretaker.requests)?;
+        let filler = Filler::start(Arc::clone(self), source.subjects.clone(), caretaker.requests)?;
         let tail = Tail {
             mirror: Arc::clone(self),
             source,
@@ -231,6 +248,7 @@ impl Mirror {
             batches: filler.batches,
             behind: (0, 0),
             missing: 0,
+            lost_before: HashSet::new(),
         };
         let tail = tokio::spawn(tail.run());
         Ok(Running { tail, filler: filler.thread, caretaker: caretaker.thread })
@@ -381,6 +399,8 @@ struct Tail {
     behind: (u64, u32),
     /// Times in a row that the servers said that there is no such stream.
     missing: u32,
+    /// Stretches that the stream itself says are lost.
+    lost_before: HashSet<(u64, u64)>,
 }
 
 impl Tail {
@@ -486,16 +506,37 @@ impl Tail {
                 },
                 _ = watch.tick() => self.look(stream, puller).await,
                 () = mirror.look.notified() => self.look(stream, puller).await,
-                Ok(()) = damage.changed() => match damage.borrow_and_update().is_empty() {
-                    true => Ok(()),
-                    // The stream has what the copy lost, so it is not for the poller to read it again.
-                    false => Err(End::Stale(Stale("the local copy is damaged".to_owned()))),
-                },
+                Ok(()) = damage.changed() => {
+                    let found = Arc::clone(&damage.borrow_and_update());
+                    self.check_damage(stream, &found).await
+                }
             };
             if let Err(end) = result {
                 return end;
             }
         }
+    }
+
+    /// What the copy lost the stream has, so it is not for the poller to read it again: the copy is made anew. What was
+    /// lost before it came to the stream is no damage of the copy.
+    async fn check_damage(
+        &mut self,
+        stream: &jetstream::stream::Stream,
+        found: &[Damage],
+    ) -> Result<(), End> {
+        for damage in found {
+            let range = (damage.first_seq, damage.last_seq);
+            if self.lost_before.contains(&range) {
+                continue;
+            }
+            let is_told = damage.records.is_empty()
+                && standin::is_told(stream, range, &self.source.subjects.lost).await.map_err(Broken::of)?;
+            if !is_told {
+                return Err(End::Stale(Stale("the local copy is damaged".to_owned())));
+            }
+            self.lost_before.insert(range);
+        }
+        Ok(())
     }
 
     /// Takes a message and whatever came with it.

@@ -24,6 +24,8 @@ use crate::bus::Bucket;
 const INCARNATION: &str = "simcast_incarnation";
 const SCHEMA: &str = "simcast_schema";
 const VERSION: &str = "simcast_version";
+/// A stream that a migration has made: gateways use it only once that has [finished](super::migrate::finished).
+pub(super) const MIGRATION: &str = "simcast_migration";
 /// Grows with every change of subjects, bodies or headers that an older gateway could not read.
 const SCHEMA_NOW: &str = "1";
 
@@ -103,6 +105,16 @@ pub(super) async fn provision(
         drift.extend(compare_bucket(&wanted, &found));
     }
     let incarnation = incarnation_of(&found).unwrap_or_default();
+    if found.metadata.contains_key(MIGRATION) {
+        let buckets = Buckets::new(context.clone(), &config.stream);
+        let finished = super::migrate::finished(&buckets, incarnation).await.map_err(|error| {
+            let object = Buckets::name(&config.stream, Bucket::State);
+            OpenError::Provision { object, reason: error.to_string() }
+        })?;
+        if finished.is_none() {
+            return Err(OpenError::Migrating { stream: found.name });
+        }
+    }
     let harmful: Vec<Drift> = drift.iter().filter(|one| one.harmful).cloned().collect();
     if !harmful.is_empty() {
         return Err(OpenError::Drift(harmful));
@@ -126,7 +138,7 @@ pub(super) fn incarnation_of(config: &StreamConfig) -> Option<u64> {
     u64::from_str_radix(config.metadata.get(INCARNATION)?, 16).ok()
 }
 
-async fn get_or_create(
+pub(super) async fn get_or_create(
     context: &jetstream::Context,
     wanted: &StreamConfig,
 ) -> Result<(StreamConfig, bool), OpenError> {
@@ -168,7 +180,7 @@ fn said(kind: &CreateStreamErrorKind) -> Option<jetstream::ErrorCode> {
     }
 }
 
-fn wanted_stream(config: &Config, incarnation: u64) -> StreamConfig {
+pub(super) fn wanted_stream(config: &Config, incarnation: u64) -> StreamConfig {
     let max_age = Duration::from_secs(u64::from(config.retention_days) * 24 * 3_600);
     StreamConfig {
         name: config.stream.clone(),
@@ -203,7 +215,7 @@ fn subjects(prefix: &str) -> Vec<String> {
 }
 
 /// The stream under a bucket, as the clients of NATS make it (ADR-8).
-fn wanted_bucket(config: &Config, bucket: Bucket) -> StreamConfig {
+pub(super) fn wanted_bucket(config: &Config, bucket: Bucket) -> StreamConfig {
     let name = Buckets::name(&config.stream, bucket);
     StreamConfig {
         subjects: vec![format!("$KV.{name}.>")],
@@ -252,7 +264,7 @@ impl Comparison<'_> {
     }
 }
 
-fn compare(wanted: &StreamConfig, found: &StreamConfig) -> Vec<Drift> {
+pub(super) fn compare(wanted: &StreamConfig, found: &StreamConfig) -> Vec<Drift> {
     let name = &wanted.name;
     let edit = |flag: String| format!("run: nats stream edit {name} {flag}");
     let remake = "give simcast a stream of its own: set bus.nats.stream and bus.nats.subject_prefix to names that nobody uses";
@@ -311,7 +323,7 @@ fn compare(wanted: &StreamConfig, found: &StreamConfig) -> Vec<Drift> {
     c.drift
 }
 
-fn compare_bucket(wanted: &StreamConfig, found: &StreamConfig) -> Vec<Drift> {
+pub(super) fn compare_bucket(wanted: &StreamConfig, found: &StreamConfig) -> Vec<Drift> {
     let name = &wanted.name;
     let cure = |flag: &str| format!("run: nats stream edit {name} {flag}");
     let mut c = Comparison { object: name, drift: Vec::new() };

@@ -29,6 +29,16 @@ pub(super) fn fence(prefix: &str, lease: &str) -> String {
     format!("{prefix}.ctl.fence.{}", token(lease))
 }
 
+/// What stands for a position whose event was lost before it could be copied here ([`standin`](super::standin)).
+pub(super) fn lost(prefix: &str) -> String {
+    format!("{prefix}.ctl.lost")
+}
+
+/// What stands for a position that never held an event.
+pub(super) fn unused(prefix: &str) -> String {
+    format!("{prefix}.ctl.unused")
+}
+
 /// One token.
 pub(super) fn token(text: &str) -> String {
     let encoded = match text {

@@ -10,7 +10,7 @@ mod faults;
 mod foundation;
 mod proxy;
 #[path = "../../../tests/it/nats_server.rs"]
-mod server;
+pub(super) mod server;
 
 use server::{NEWEST, OLDEST, Server};
 
@@ -30,7 +30,7 @@ macro_rules! on_both {
         }
     };
 }
-use on_both;
+pub(super) use on_both;
 
 fn config(server: &Server, stream: &str) -> Config {
     tests_support::config(server.url(), stream)

@@ -107,15 +107,7 @@ impl Journal {
         let mut bytes = Vec::new();
         (&mut self.file).take(FILE_BYTES_MAX).read_to_end(&mut bytes)?;
         let fresh = bytes.is_empty();
-        let ours = self.boot.id.is_some() && bytes.get(..RECORD_BYTES) == Some(self.header().as_slice());
-        let found = if fresh {
-            Vec::new()
-        } else if ours {
-            self.still_held(bytes.get(RECORD_BYTES..).unwrap_or_default())
-        } else {
-            let records = bytes.len().div_ceil(RECORD_BYTES).saturating_sub(1) as u32;
-            (0..slots.max(records)).map(|index| Found { index, class: None, left: HOLD }).collect()
-        };
+        let found = self.found(&bytes, slots);
         // Room for all slots now, so that a full disk can't get between a request and its note.
         let room = (slots as usize + 1) * RECORD_BYTES;
         if bytes.len() < room {
@@ -135,6 +127,31 @@ impl Journal {
             sync_parent(path)?;
         }
         Ok(found)
+    }
+
+    /// How long each slot of a file that nobody uses stays held; changes nothing. None where there is no file.
+    pub fn look(path: &Path, slots: u32, clock: &SharedClock) -> io::Result<Option<Vec<Duration>>> {
+        let file = match File::open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            opened => opened?,
+        };
+        let mut journal = Self { file, clock: Arc::clone(clock), boot: Boot::system() };
+        let mut bytes = Vec::new();
+        (&mut journal.file).take(FILE_BYTES_MAX).read_to_end(&mut bytes)?;
+        Ok(Some(journal.found(&bytes, slots).into_iter().map(|slot| slot.left).collect()))
+    }
+
+    /// The slots that are not free yet, of all that the file holds.
+    fn found(&self, bytes: &[u8], slots: u32) -> Vec<Found> {
+        let ours = self.boot.id.is_some() && bytes.get(..RECORD_BYTES) == Some(self.header().as_slice());
+        if bytes.is_empty() {
+            Vec::new()
+        } else if ours {
+            self.still_held(bytes.get(RECORD_BYTES..).unwrap_or_default())
+        } else {
+            let records = bytes.len().div_ceil(RECORD_BYTES).saturating_sub(1) as u32;
+            (0..slots.max(records)).map(|index| Found { index, class: None, left: HOLD }).collect()
+        }
     }
 
     fn still_held(&self, bytes: &[u8]) -> Vec<Found> {

@@ -11,12 +11,13 @@
 //! A gateway that was stopped and goes on must not spend the reserve of before: it has been counted for one minute
 //! only. So it expires ([`VALID`]), by a clock that runs on meanwhile, sooner than anybody can take over.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, io, path::Path, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use super::{BURST_MAX, Gate, HOLD};
+use super::{BURST_MAX, Gate, HOLD, journal::Journal};
+use crate::clock::SharedClock;
 
 /// How long what was noted may be spent, counted from before the note was written. The lease under which a gateway
 /// asks lasts twice as long.
@@ -37,6 +38,21 @@ pub struct Noted {
     pub reserve: u32,
     /// Slots taken: seconds until they are free, rounded up, and how many.
     pub taken: Vec<(u64, u32)>,
+}
+
+/// What the journal of a gateway says that it has sent in the last minute, for one that takes over from it by notes.
+/// Changes nothing. None where there is no journal.
+///
+/// # Errors
+/// Where it can't be read.
+pub fn noted_in(journal: &Path, requests_per_minute: u32, clock: &SharedClock) -> io::Result<Option<Noted>> {
+    let Some(held) = Journal::look(journal, requests_per_minute, clock)? else { return Ok(None) };
+    let seconds = |left: Duration| left.as_millis().div_ceil(1_000) as u64;
+    let mut counts = BTreeMap::<u64, u32>::new();
+    for left in held {
+        *counts.entry(seconds(left)).or_default() += 1;
+    }
+    Ok(Some(Noted { by: "migrate".to_owned(), reserve: 0, taken: counts.into_iter().collect() }))
 }
 
 /// What may be sent before the next note.

@@ -592,3 +592,26 @@ proptest! {
         });
     }
 }
+
+#[tokio::test]
+async fn a_journal_is_told_to_who_takes_over_by_notes_and_stays_as_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("journal");
+    let clock = crate::clock::system();
+    assert_eq!(noted_in(&path, 400, &clock).unwrap(), None);
+    assert!(!path.exists());
+    let gate = Gate::open(config(400, Some(&path)), clock.clone()).unwrap();
+    let mut slots: Vec<Slot> = (0..5).map(|_| gate.try_acquire(Class::Tail).unwrap()).collect();
+    slots.pop().unwrap().finish();
+    // Killed with four requests on their way.
+    slots.into_iter().for_each(std::mem::forget);
+    drop(gate);
+    let before = std::fs::read(&path).unwrap();
+    let noted = noted_in(&path, 400, &clock).unwrap().unwrap();
+    assert_eq!(std::fs::read(&path).unwrap(), before);
+    assert_eq!((noted.reserve, noted.taken.iter().map(|(_, count)| count).sum::<u32>()), (0, 5));
+    assert!(noted.taken.iter().all(|(seconds, _)| (58..=61).contains(seconds)), "{noted:?}");
+    let next = Gate::open(BudgetConfig { shared: true, ..config(400, None) }, clock).unwrap();
+    next.take_over(&noted);
+    assert_eq!(next.usage().used_total, 5);
+}

@@ -88,6 +88,15 @@ impl LiveIndex {
         }
     }
 
+    /// Positions that can't be read, as a frame says that ends at `end`.
+    pub(crate) fn add_hole(&mut self, (first, last): (u64, u64), end: u64) {
+        self.end = end;
+        match self.holes.last_mut() {
+            Some(before) if before.1 + 1 == first => before.1 = last,
+            _ => self.holes.push((first, last)),
+        }
+    }
+
     pub(crate) fn add(&mut self, indexed: Indexed) {
         let Indexed { record, bytes, id, known, terms, day } = indexed;
         let ordinal = self.records.len() as u32;

@@ -15,7 +15,7 @@ use super::FencedBy;
 use crate::bus::jetstream::message::Draft;
 
 /// The server takes no more (ADR-50).
-pub(super) const BATCH_MESSAGES_MAX: usize = 1_000;
+pub(in crate::bus::jetstream) const BATCH_MESSAGES_MAX: usize = 1_000;
 /// How long the answer may take.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -35,16 +35,16 @@ const DUPLICATE: [u64; 2] = [10201, 10158];
 
 /// What must hold when the batch goes in. Only the first message may say so.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Condition<'a> {
-    pub(super) stream: &'a str,
+pub(in crate::bus::jetstream) struct Condition<'a> {
+    pub(in crate::bus::jetstream) stream: &'a str,
     /// The last sequence of the stream.
-    pub(super) last_seq: u64,
-    pub(super) fence: Option<&'a FencedBy>,
+    pub(in crate::bus::jetstream) last_seq: u64,
+    pub(in crate::bus::jetstream) fence: Option<&'a FencedBy>,
 }
 
 /// Why a batch did not go in, or may not have.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Refusal {
+pub(in crate::bus::jetstream) enum Refusal {
     /// Something else was appended meanwhile, or the fence is an old one.
     Moved(String),
     /// An id is in the server's window.
@@ -77,7 +77,7 @@ struct Refused {
 ///
 /// # Errors
 /// [`Refusal`].
-pub(super) async fn publish(
+pub(in crate::bus::jetstream) async fn publish(
     client: &Client,
     drafts: Vec<Draft>,
     condition: Condition<'_>,

@@ -12,7 +12,10 @@ use std::{
 use tokio::sync::mpsc;
 
 use super::{Mirror, Stale, puller::Pulled};
-use crate::bus::jetstream::message;
+use crate::{
+    bus::jetstream::{message, mirror::Subjects},
+    log::{Entry, Log},
+};
 
 /// Batches that may wait.
 const QUEUE_BATCHES: usize = 2;
@@ -38,16 +41,16 @@ pub(super) struct Filler {
 }
 
 impl Filler {
-    /// Starts the thread. `events` begins the subjects that hold events; `caretaker` is asked for maintenance.
+    /// Starts the thread. `subjects` tell what a message is; `caretaker` is asked for maintenance.
     pub(super) fn start(
         mirror: Arc<Mirror>,
-        events: String,
+        subjects: Subjects,
         caretaker: std_mpsc::SyncSender<()>,
     ) -> std::io::Result<Self> {
         let (batches, mut queue) = mpsc::channel(QUEUE_BATCHES);
         let thread = std::thread::Builder::new().name("simcast-mirror".into()).spawn(move || {
             while let Some(batch) = queue.blocking_recv() {
-                if !fill(&mirror, &events, batch) {
+                if !fill(&mirror, &subjects, batch) {
                     return;
                 }
                 if mirror.log.needs_maintenance() {
@@ -60,44 +63,75 @@ impl Filler {
     }
 }
 
-/// Writes one batch, however often the disk refuses; false once the mirror is given up.
-fn fill(mirror: &Mirror, events: &str, batch: Batch) -> bool {
-    let upto = batch.upto;
-    let known = mirror.log.bounds().last_seq;
-    let mut entries = Vec::with_capacity(batch.messages.len());
-    for pulled in batch.messages {
-        if pulled.seq <= known || !pulled.subject.starts_with(events) {
+/// What is written by one call of the log.
+enum Piece {
+    Events(Vec<(u64, Entry)>),
+    Lost(u64, u64),
+}
+
+impl Piece {
+    /// Writes it, or what a call before has not written of it.
+    fn write(&self, log: &Log) -> std::io::Result<()> {
+        let last = log.bounds().last_seq;
+        match self {
+            // The log takes entries by value; events are shared bytes, so a copy for another try costs little.
+            Self::Events(entries) => {
+                log.append_at(entries.iter().filter(|(seq, _)| *seq > last).cloned().collect())
+            }
+            Self::Lost(_, end) if *end <= last => Ok(()),
+            Self::Lost(first, end) => log.append_hole(*first, *end),
+        }
+    }
+}
+
+/// The pieces of a batch, in order.
+fn pieces(known: u64, subjects: &Subjects, messages: Vec<Pulled>) -> Vec<Piece> {
+    let mut pieces = Vec::new();
+    for pulled in messages {
+        let seq = pulled.seq;
+        if seq <= known {
+            continue;
+        }
+        if pulled.subject.as_str() == subjects.lost {
+            match pieces.last_mut() {
+                Some(Piece::Lost(_, end)) if *end + 1 == seq => *end = seq,
+                _ => pieces.push(Piece::Lost(seq, seq)),
+            }
+        }
+        if !pulled.subject.starts_with(&subjects.events) {
             continue;
         }
         match message::read(pulled.headers.as_ref(), &pulled.payload) {
-            Ok(entry) => entries.push((pulled.seq, entry)),
+            Ok(entry) => match pieces.last_mut() {
+                Some(Piece::Events(entries)) => entries.push((seq, entry)),
+                _ => pieces.push(Piece::Events(vec![(seq, entry)])),
+            },
             Err(error) => {
                 metrics::counter!(super::FOREIGN).increment(1);
-                tracing::warn!(seq = pulled.seq, %error, "a message of the stream is no event; it is left out");
+                tracing::warn!(seq, %error, "a message of the stream is no event; it is left out");
             }
         }
     }
+    pieces
+}
+
+/// Writes one batch, however often the disk refuses; false once the mirror is given up.
+fn fill(mirror: &Mirror, subjects: &Subjects, batch: Batch) -> bool {
+    let upto = batch.upto;
     let mut refusals = 0;
-    while !entries.is_empty() {
-        // The log takes entries by value; events are shared bytes, so a copy for another try costs little.
-        match mirror.log.append_at(entries.clone()) {
-            Ok(()) => break,
-            Err(error) => {
-                tracing::error!(%error, "the local copy of the stream can't be written; it is tried again");
-                mirror.set_trouble(Some(format!("the local copy of the stream can't be written: {error}")));
-                let is_full = matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded);
-                refusals += u32::from(!is_full);
-                if refusals == REFUSALS_MAX {
-                    mirror.give_up(Stale(format!("the local copy can't be written: {error}")));
-                }
-                if mirror.stopping.is_cancelled() || mirror.stale().is_some() {
-                    return false;
-                }
-                std::thread::sleep(RETRY_AFTER);
-                // A part may have been written before the disk refused.
-                let last = mirror.log.bounds().last_seq;
-                entries.retain(|(seq, _)| *seq > last);
+    for piece in pieces(mirror.log.bounds().last_seq, subjects, batch.messages) {
+        while let Err(error) = piece.write(&mirror.log) {
+            tracing::error!(%error, "the local copy of the stream can't be written; it is tried again");
+            mirror.set_trouble(Some(format!("the local copy of the stream can't be written: {error}")));
+            let is_full = matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded);
+            refusals += u32::from(!is_full);
+            if refusals == REFUSALS_MAX {
+                mirror.give_up(Stale(format!("the local copy can't be written: {error}")));
             }
+            if mirror.stopping.is_cancelled() || mirror.stale().is_some() {
+                return false;
+            }
+            std::thread::sleep(RETRY_AFTER);
         }
     }
     mirror.advance(upto);

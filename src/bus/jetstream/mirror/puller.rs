@@ -34,29 +34,29 @@ const INACTIVE: Duration = Duration::from_secs(30);
 
 /// A message of the stream.
 #[derive(Debug)]
-pub(super) struct Pulled {
-    pub(super) seq: u64,
-    pub(super) headers: Option<HeaderMap>,
-    pub(super) payload: Bytes,
+pub(in crate::bus::jetstream) struct Pulled {
+    pub(in crate::bus::jetstream) seq: u64,
+    pub(in crate::bus::jetstream) headers: Option<HeaderMap>,
+    pub(in crate::bus::jetstream) payload: Bytes,
     /// Of the subject as well.
     pub(super) bytes: usize,
-    pub(super) subject: async_nats::Subject,
+    pub(in crate::bus::jetstream) subject: async_nats::Subject,
 }
 
 /// The consumer must be begun again.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-pub(in crate::bus::jetstream) struct Broken(pub(super) String);
+pub(in crate::bus::jetstream) struct Broken(pub(in crate::bus::jetstream) String);
 
 impl Broken {
-    pub(super) fn of(error: impl std::fmt::Display) -> Self {
+    pub(in crate::bus::jetstream) fn of(error: impl std::fmt::Display) -> Self {
         Self(error.to_string())
     }
 }
 
 /// See the head of this file.
 #[derive(Debug)]
-pub(super) struct Puller {
+pub(in crate::bus::jetstream) struct Puller {
     client: Client,
     consumer: String,
     requests: String,
@@ -79,7 +79,7 @@ impl Puller {
     ///
     /// # Errors
     /// [`Broken`].
-    pub(super) async fn begin(
+    pub(in crate::bus::jetstream) async fn begin(
         client: &Client,
         stream: &jetstream::stream::Stream,
         api_prefix: &str,
@@ -136,7 +136,7 @@ impl Puller {
     ///
     /// # Errors
     /// [`Broken`].
-    pub(super) async fn next(&mut self) -> Result<Pulled, Broken> {
+    pub(in crate::bus::jetstream) async fn next(&mut self) -> Result<Pulled, Broken> {
         loop {
             if let Some(pulled) = self.ready.pop_front() {
                 return Ok(pulled);
@@ -229,7 +229,7 @@ impl Puller {
     }
 
     /// Removes the consumer, so that those of a link that breaks often do not add up; the server would do it later.
-    pub(super) async fn end(self, stream: &jetstream::stream::Stream) {
+    pub(in crate::bus::jetstream) async fn end(self, stream: &jetstream::stream::Stream) {
         const PATIENCE: Duration = Duration::from_secs(1);
         let _ = tokio::time::timeout(PATIENCE, stream.delete_consumer(&self.consumer)).await;
     }
