@@ -137,7 +137,7 @@ fn mistakes_in_one_key_are_named_with_place_and_cure() {
         ),
         (
             "[bus.nats]\nurls = [\"http://localhost\"]",
-            "bus.nats.urls (simcast.toml:5): it is no address of a NATS server; give nats://host:port or tls://host:port, with user:password@ before the host where it wants them",
+            "bus.nats.urls (simcast.toml:5): it is no address of a NATS server; give nats://host:port or tls://host:port, with user:password@ or token@ before the host where it wants them",
         ),
         (
             "[bus.nats]\nurl = [\"nats://localhost\"]",
