@@ -9,6 +9,7 @@ mod crash;
 mod demo;
 mod document;
 mod drain;
+mod nats_accounts;
 mod nats_clients;
 mod nats_server;
 mod replicas;

@@ -13,7 +13,7 @@ use tokio::process::Command;
 use super::support::{Bus, PATIENCE, World, settled};
 
 /// Runs a reader until it has `count` events; gives its lines.
-async fn reader(client: &str, server: &str, count: usize, filter: &[&str]) -> Vec<Value> {
+pub async fn reader(client: &str, server: &str, count: usize, filter: &[&str]) -> Vec<Value> {
     let variable = |name: &str| {
         std::env::var(name)
             .unwrap_or_else(|_| panic!("{name} is not set: run tests/run, which installs the clients"))
@@ -41,13 +41,13 @@ async fn reader(client: &str, server: &str, count: usize, filter: &[&str]) -> Ve
 }
 
 /// The line that a reader must print for an event of REST. The body is compared as text: the same bytes.
-fn expected(mut event: Value) -> Value {
+pub fn expected(mut event: Value) -> Value {
     let cursor = event.as_object_mut().unwrap().shift_remove("cursor").unwrap();
     let seq = Cursor::parse(cursor.as_str().unwrap()).unwrap().seq;
     json!({"seq": seq, "id": event["id"], "content_type": "application/cloudevents+json", "body": event.to_string()})
 }
 
-fn without_subject(mut line: Value) -> Value {
+pub fn without_subject(mut line: Value) -> Value {
     line.as_object_mut().unwrap().shift_remove("subject");
     line
 }
