@@ -7,6 +7,7 @@
 
 mod append;
 mod connection;
+pub mod inspect;
 mod kv;
 mod lease;
 mod message;

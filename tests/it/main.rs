@@ -7,6 +7,7 @@ mod bad_input;
 mod clients;
 mod crash;
 mod demo;
+mod doctor;
 mod document;
 mod drain;
 mod nats_accounts;

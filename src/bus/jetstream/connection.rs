@@ -65,8 +65,16 @@ impl Connection {
     /// # Errors
     /// [`OpenError`] says what is in the way.
     pub(super) async fn open(config: &Config) -> Result<Self, OpenError> {
+        Self::open_within(config, CONNECT_PATIENCE).await
+    }
+
+    /// The same with another patience.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub(super) async fn open_within(config: &Config, patience: Duration) -> Result<Self, OpenError> {
         let refused = Refused::default();
-        let deadline = Instant::now() + CONNECT_PATIENCE;
+        let deadline = Instant::now() + patience;
         let mut attempt = 1;
         let client = loop {
             let connecting = options(config, &refused).await?.connect(&config.urls[..]);
