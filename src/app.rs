@@ -295,7 +295,6 @@ fn ingest_config(config: &Config) -> ingest::Config {
             // A copy that is built again knows no more than the stream does.
             BusKind::Nats => ingest::Config::default().ids_kept_days.min(config.nats.retention_days),
         },
-        ..ingest::Config::default()
     }
 }
 

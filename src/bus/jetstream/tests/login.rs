@@ -140,7 +140,7 @@ impl Operator {
 
 /// A JWT of NATS' second version.
 fn sign(issuer: &KeyPair, subject: &str, expires: Option<i64>, nats: serde_json::Value) -> String {
-    let now = jiff::Timestamp::now().as_second();
+    let now = clock::system().now().as_second();
     let mut claims = json!({
         "jti": subject, "iat": now - 1, "iss": issuer.public_key(), "name": "test", "sub": subject, "nats": nats,
     });
@@ -161,7 +161,7 @@ async fn credentials(version: &'static str) {
     let by_file = Config { credentials_file: Some(file.clone()), ..config(&server, "S") };
     Operator::credentials(&pair(KeyPairType::Account), None, &file);
     refused(by_file.clone(), &["bus.nats.credentials_file", "simcast.creds"]).await;
-    let in_seconds = |seconds: i64| Some(jiff::Timestamp::now().as_second() + seconds);
+    let in_seconds = |seconds: i64| Some(clock::system().now().as_second() + seconds);
     Operator::credentials(&operator.account, in_seconds(-5), &file);
     refused(by_file.clone(), &["bus.nats.credentials_file", "expired"]).await;
 
