@@ -62,6 +62,14 @@ async fn with_the_documented_permissions(version: &'static str) {
     let events = settled(&world, other.http).await;
     assert_eq!(events.len(), 10);
     assert!(polls(other.http).await);
+    // The doctor asks for nothing that the gateway may not.
+    let (env, dir) = (world.settings_of("two"), world.dir.path().to_owned());
+    let examine = move || {
+        let env: Vec<_> = env.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        run(&["doctor"], &env, &dir)
+    };
+    let (code, said, _) = tokio::task::spawn_blocking(examine).await.unwrap();
+    assert!(code == Some(0) && said.contains("polls, and renewed its lease"), "{said}");
     let log = std::fs::read_to_string(server.directory().join("log")).unwrap();
     assert!(!log.contains("ermissions Violation"), "{log}");
 
