@@ -71,7 +71,7 @@ use crate::{
 };
 
 /// Name of the lease whose holder polls.
-const LEASE: &str = "poller";
+pub const LEASE: &str = "poller";
 /// How long a gateway that fell silent keeps it.
 const LEASE_TTL: Duration = Duration::from_secs(10);
 /// Pause before the lease, or a first page that failed, is asked for again.

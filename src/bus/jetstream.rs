@@ -8,6 +8,7 @@
 
 mod append;
 mod connection;
+pub mod inspect;
 mod kv;
 mod lease;
 mod message;
@@ -137,11 +138,31 @@ pub enum OpenError {
         /// As it calls itself.
         version: String,
     },
+    /// A server answers, but does not take the login.
+    #[error("NATS at {urls} refuses the login; {cure}")]
+    Login {
+        /// Without passwords.
+        urls: String,
+        /// Names the key.
+        cure: String,
+    },
+    /// A server answers, but there is no encryption that both sides trust.
+    #[error("NATS at {urls} can't be talked to by TLS: {reason}; {cure}")]
+    Tls {
+        /// Without passwords.
+        urls: String,
+        /// What was seen.
+        reason: String,
+        /// Names the key.
+        cure: String,
+    },
     /// A file of keys is of no use.
     #[error(
-        "{path} can't be used: {reason}; give a file that this user may read and that holds what its name says"
+        "{key} = {path} can't be used: {reason}; give a file that this user may read and that holds what its name says"
     )]
     Key {
+        /// Of the configuration.
+        key: &'static str,
         /// The file.
         path: PathBuf,
         /// Why not.

@@ -1,7 +1,9 @@
 //! `simcast doctor`: is what the gateway needs there, and what is the cure where it is not?
 //!
 //! Costs two requests of the API's budget. Nothing is written but one empty file in the data directory, which is
-//! removed again.
+//! removed again; on NATS nothing is made or changed.
+
+mod nats;
 
 use std::{
     fs,
@@ -15,11 +17,11 @@ use jiff::{SignedDuration, Timestamp};
 use super::{ConfigArgs, Failure};
 use crate::{
     clock::SharedClock,
-    config::{Config, Upstream},
+    config::{BusKind, Config, Upstream},
     globalsim::{self, ActivityQuery, BudgetConfig, Class, Client, Gate, Kind, Page, Row},
 };
 
-/// Check what the gateway needs: upstream, key, clock, disk, ports
+/// Check what the gateway needs: upstream, key, clock, disk, ports, NATS
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -89,16 +91,21 @@ pub async fn run(args: Args, clock: SharedClock, out: &mut dyn Write) -> Result<
         Finding::warn("configuration", warning, "").print(out)?;
     }
     let mut failed = 0_u32;
+    let data = Data::of(&config);
     let local = [
-        data_directory(&config.embedded.path),
-        disk_space(&config.embedded.path, config.embedded.retention_bytes),
+        data_directory(&data),
+        disk_space(&data),
         descriptors(config.limits.connections as u64),
         port("port http", config.http.listen),
         port("port grpc", config.grpc.listen),
         port("port admin", config.admin.listen),
     ];
+    let bus = match config.bus {
+        BusKind::Embedded => Vec::new(),
+        BusKind::Nats => nats::examine(&config, &clock).await,
+    };
     let upstream = upstream(&config, clock).await;
-    for finding in local.into_iter().chain(upstream) {
+    for finding in local.into_iter().chain(bus).chain(upstream) {
         failed += u32::from(finding.level == Level::Fail);
         finding.print(out)?;
     }
@@ -108,9 +115,36 @@ pub async fn run(args: Args, clock: SharedClock, out: &mut dyn Write) -> Result<
     Ok(())
 }
 
-fn data_directory(path: &Path) -> Finding {
-    let what = "data directory";
-    let cure = "give this user the directory, or set bus.embedded.path";
+/// What the gateway writes to its disk: the log, or its copy of the stream on NATS.
+struct Data<'c> {
+    path: &'c Path,
+    path_key: &'static str,
+    retention_bytes: u64,
+    retention_key: &'static str,
+}
+
+impl<'c> Data<'c> {
+    fn of(config: &'c Config) -> Self {
+        match config.bus {
+            BusKind::Embedded => Self {
+                path: &config.embedded.path,
+                path_key: "bus.embedded.path",
+                retention_bytes: config.embedded.retention_bytes,
+                retention_key: "bus.embedded.retention_bytes",
+            },
+            BusKind::Nats => Self {
+                path: &config.nats.cache_path,
+                path_key: "bus.nats.cache_path",
+                retention_bytes: config.nats.retention_bytes,
+                retention_key: "bus.nats.retention_bytes",
+            },
+        }
+    }
+}
+
+fn data_directory(data: &Data<'_>) -> Finding {
+    let (what, path) = ("data directory", data.path);
+    let cure = format!("give this user the directory, or set {}", data.path_key);
     if let Err(error) = fs::create_dir_all(path) {
         return Finding::fail(what, format!("{} can't be made: {error}", path.display()), cure);
     }
@@ -123,8 +157,8 @@ fn data_directory(path: &Path) -> Finding {
     }
 }
 
-fn disk_space(path: &Path, retention_bytes: u64) -> Finding {
-    let what = "disk space";
+fn disk_space(data: &Data<'_>) -> Finding {
+    let (what, path) = ("disk space", data.path);
     let stat = match rustix::fs::statvfs(path) {
         Ok(stat) => stat,
         Err(error) => {
@@ -132,8 +166,8 @@ fn disk_space(path: &Path, retention_bytes: u64) -> Finding {
         }
     };
     let free = stat.f_bavail.saturating_mul(stat.f_frsize);
-    let used = directory_bytes(path);
-    let needed = retention_bytes.saturating_sub(used).max(FREE_BYTES_MIN);
+    let used = directory_bytes(path, DEPTH);
+    let needed = data.retention_bytes.saturating_sub(used).max(FREE_BYTES_MIN);
     let detail = format!("{} MiB free, retention may still take {} MiB", free >> 20, needed >> 20);
     if free >= needed {
         Finding::ok(what, detail)
@@ -141,18 +175,23 @@ fn disk_space(path: &Path, retention_bytes: u64) -> Finding {
         Finding::warn(
             what,
             detail,
-            "lower bus.embedded.retention_bytes, or move bus.embedded.path to a larger disk",
+            format!("lower {}, or move {} to a larger disk", data.retention_key, data.path_key),
         )
     }
 }
 
-/// Bytes of the files directly in `path` and one level below, which is all that the log uses.
-fn directory_bytes(path: &Path) -> u64 {
-    let entries = |path: &Path| fs::read_dir(path).into_iter().flatten().flatten();
-    let size =
-        |entry: &fs::DirEntry| entry.metadata().map_or(0, |meta| if meta.is_file() { meta.len() } else { 0 });
-    let below: u64 = entries(path).flat_map(|entry| entries(&entry.path())).map(|entry| size(&entry)).sum();
-    entries(path).map(|entry| size(&entry)).sum::<u64>().saturating_add(below)
+/// Directories below the data directory that the log, or a copy of a stream, uses.
+const DEPTH: u32 = 3;
+
+/// Bytes of the files in `path` and as many levels below it.
+fn directory_bytes(path: &Path, levels: u32) -> u64 {
+    let entries = fs::read_dir(path).into_iter().flatten().flatten();
+    let sizes = entries.map(|entry| match entry.metadata() {
+        Ok(meta) if meta.is_file() => meta.len(),
+        Ok(meta) if meta.is_dir() && levels > 0 => directory_bytes(&entry.path(), levels - 1),
+        _ => 0,
+    });
+    sizes.fold(0, u64::saturating_add)
 }
 
 fn descriptors(connections: u64) -> Finding {

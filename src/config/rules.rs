@@ -1,6 +1,11 @@
 //! Rules between keys, and what only the machine can say: files that must be readable.
 
-use std::{net::IpAddr, path::PathBuf};
+use std::{
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
+
+use rustix::fs::Access;
 
 use super::{Mistake, Origin, build::Values, value::without_password};
 use crate::{
@@ -185,12 +190,42 @@ impl Rules<'_, '_> {
                 );
             }
         }
+        let has_login = |url: &String| url.rsplit_once('@').is_some();
+        if let Some(file) = [creds, nkey].into_iter().find(|key| self.values.set_text(key).is_some())
+            && urls.iter().any(has_login)
+        {
+            self.warnings.push(format!("bus.nats.urls holds a login, but {file} is used instead"));
+        }
+        self.cache_path();
         let replicas = self.values.number("bus.nats.replicas");
         if replicas.is_multiple_of(2) {
             self.wrong(
                 "bus.nats.replicas",
                 format!("of {replicas} servers no more may fail than of {}", replicas - 1),
                 "give 1, 3 or 5",
+            );
+        }
+    }
+
+    /// The directory is made at the start; whether it can be shows in what there is of its path.
+    fn cache_path(&mut self) {
+        let key = "bus.nats.cache_path";
+        let Some(path) = self.values.set_text(key).filter(|_| self.good(&[key])).map(PathBuf::from) else {
+            return;
+        };
+        // A relative path ends at the empty one, which is the working directory.
+        let there = path.ancestors().map(|one| if one.as_os_str().is_empty() { Path::new(".") } else { one });
+        let Some(there) = there.into_iter().find(|one| one.exists()) else { return };
+        let writable = if there.is_dir() {
+            rustix::fs::access(there, Access::WRITE_OK | Access::EXEC_OK).map_err(std::io::Error::from)
+        } else {
+            Err(std::io::ErrorKind::NotADirectory.into())
+        };
+        if let Err(error) = writable {
+            self.wrong(
+                key,
+                format!("{} can't be written: {}: {error}", path.display(), there.display()),
+                "give this user the directory, or name another",
             );
         }
     }

@@ -163,7 +163,7 @@ pub const KEYS: [Key; 44] = [
         "bus.nats.urls",
         Kind::NatsUrls,
         Unset("[\"nats://127.0.0.1:4222\"]"),
-        "NATS servers, one or more of the same cluster; nats:// or tls://. Required with bus.kind = \"nats\".",
+        "NATS servers, one or more of the same cluster; nats:// or tls://, user:password@ or token@ before the host. Required with bus.kind = \"nats\".",
     ),
     key(
         "bus.nats.credentials_file",

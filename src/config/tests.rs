@@ -137,7 +137,7 @@ fn mistakes_in_one_key_are_named_with_place_and_cure() {
         ),
         (
             "[bus.nats]\nurls = [\"http://localhost\"]",
-            "bus.nats.urls (simcast.toml:5): it is no address of a NATS server; give nats://host:port or tls://host:port, with user:password@ before the host where it wants them",
+            "bus.nats.urls (simcast.toml:5): it is no address of a NATS server; give nats://host:port or tls://host:port, with user:password@ or token@ before the host where it wants them",
         ),
         (
             "[bus.nats]\nurl = [\"nats://localhost\"]",
@@ -467,6 +467,48 @@ fn every_key_of_the_table_reaches_the_configuration() {
             changed.upstream.api_key != base.upstream.api_key || bare(changed) != bare(base.clone());
         assert!(differs, "{} changes nothing", key.path);
     }
+}
+
+#[test]
+fn all_that_is_wrong_about_nats_is_told_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("file");
+    std::fs::write(&file, "x").unwrap();
+    let toml = format!(
+        "{GOOD}\n[bus]\nkind = \"nats\"\n[bus.nats]\nurls = [\"http://localhost\"]\nreplicas = 4\n\
+         credentials_file = \"/nowhere/c\"\nnkey_file = {file:?}\ntls_ca = \"/nowhere/ca\"\ntls_cert = {file:?}\n\
+         cache_path = \"{}/below\"\nstream = \"a b\"\nsubject_prefix = \"*\"\nretention_bytes = \"1KiB\"\n\
+         monitoring_url = \"localhost\"",
+        file.display()
+    );
+    let Mistakes(mistakes) = Case::new(&toml).load().unwrap_err();
+    let mut keys: Vec<_> = mistakes.iter().filter_map(|one| one.key.strip_prefix("bus.nats.")).collect();
+    keys.sort_unstable();
+    let wrong = [
+        "cache_path",
+        "credentials_file",
+        "monitoring_url",
+        "nkey_file",
+        "replicas",
+        "retention_bytes",
+        "stream",
+        "subject_prefix",
+        "tls_ca",
+        "tls_cert",
+        "urls",
+    ];
+    assert_eq!(keys, wrong, "{mistakes:#?}");
+    let cache = mistakes.iter().find(|one| one.key == "bus.nats.cache_path").unwrap();
+    assert!(cache.problem.ends_with("/file: not a directory"), "{}", cache.problem);
+}
+
+#[test]
+fn a_login_that_is_not_used_is_told() {
+    let toml = format!(
+        "{GOOD}\n[bus]\nkind = \"nats\"\n[bus.nats]\nurls = [\"nats://me:pass@127.0.0.1\"]\nnkey_file = \"/dev/null\""
+    );
+    let warnings = Case::new(&toml).load().unwrap().warnings;
+    assert!(warnings.iter().any(|one| one.contains("nkey_file is used instead")), "{warnings:?}");
 }
 
 #[test]

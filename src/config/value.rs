@@ -301,8 +301,7 @@ pub fn without_password(url: &str) -> String {
 }
 
 fn nats_url(text: &str) -> Result<String, Problem> {
-    let cure =
-        "give nats://host:port or tls://host:port, with user:password@ before the host where it wants them";
+    let cure = "give nats://host:port or tls://host:port, with user:password@ or token@ before the host where it wants them";
     // Without scheme it is nats://, as NATS' own tools have it.
     let (scheme, rest) = text.split_once("://").unwrap_or(("nats", text));
     let authority = rest.trim_end_matches('/');

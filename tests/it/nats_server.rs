@@ -64,7 +64,8 @@ fn next_port() -> u16 {
     NEXT.fetch_add(3, Ordering::Relaxed)
 }
 
-fn address() -> Ipv4Addr {
+/// Where all servers of this process listen.
+pub fn address() -> Ipv4Addr {
     let [_, a, b, c] = std::process::id().to_be_bytes();
     Ipv4Addr::new(127, 64 | a & 0x3f, b, c)
 }
@@ -183,17 +184,23 @@ impl Server {
     }
 
     async fn is_healthy(&self) -> bool {
-        let address = (self.address, self.port + 2);
+        let answer = self.monitoring("/healthz").await;
+        answer.is_some_and(|answer| answer.lines().next().is_some_and(|line| line.contains(" 200 ")))
+    }
+
+    /// What the monitoring port answers, head and all; None where it does not.
+    pub async fn monitoring(&self, path: &str) -> Option<String> {
+        let (address, request) = ((self.address, self.port + 2), format!("GET {path} HTTP/1.0\r\n\r\n"));
         let ask = move || {
             use std::io::{Read, Write};
             let mut stream = TcpStream::connect(address).ok()?;
             stream.set_read_timeout(Some(Duration::from_secs(2))).ok()?;
-            stream.write_all(b"GET /healthz HTTP/1.0\r\n\r\n").ok()?;
+            stream.write_all(request.as_bytes()).ok()?;
             let mut answer = String::new();
             stream.read_to_string(&mut answer).ok()?;
-            answer.lines().next().map(|line| line.contains(" 200 "))
+            Some(answer)
         };
-        tokio::task::spawn_blocking(ask).await.unwrap() == Some(true)
+        tokio::task::spawn_blocking(ask).await.unwrap()
     }
 
     /// kill -9.

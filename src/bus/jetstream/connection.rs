@@ -2,17 +2,21 @@
 //!
 //! async-nats reconnects by itself, at once and then after 2^n ms without jitter; a fleet of gateways would come back
 //! in step, so the pause is our own. What was sent and not acknowledged is nobody's business here: every write to the
-//! stream waits for its acknowledgement ([`append`](super::append), [`kv`](super::kv)). Credentials are read anew for
-//! each connection, so that rotating them needs no restart.
+//! stream waits for its acknowledgement ([`append`](super::append), [`kv`](super::kv)).
+
+mod login;
+mod refusal;
 
 use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 use async_nats::{
-    Auth, AuthError, Client, ConnectOptions, Event,
+    Client, ClientError, ConnectErrorKind, ConnectOptions, Event, ServerError,
     connection::State,
     jetstream::{self, context::ContextBuilder},
 };
@@ -22,8 +26,8 @@ use super::{Config, OpenError};
 
 /// How long a start waits for a server.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(30);
-/// How often it looks meanwhile.
-const CONNECT_LOOK: Duration = Duration::from_millis(20);
+/// Longest pause between its attempts.
+const CONNECT_PAUSE_MAX: Duration = Duration::from_secs(1);
 /// Longest wait for an answer to a request.
 pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// A connection that answers no ping for two of these is taken for dead; the client's own default is a minute.
@@ -39,6 +43,9 @@ const CONNECTED: &str = "simcast_nats_connected";
 /// Connections lost; a counter.
 const DISCONNECTS: &str = "simcast_nats_disconnects_total";
 
+/// Whether the last attempt to reconnect was refused for its login.
+type Refused = Arc<AtomicBool>;
+
 /// A connection that has been up once.
 #[derive(Debug, Clone)]
 pub(super) struct Connection {
@@ -46,76 +53,64 @@ pub(super) struct Connection {
     pub(super) context: jetstream::Context,
     /// Of the server that answered first.
     pub(super) server_version: String,
+    refused: Refused,
+    /// What to do about a login that is refused.
+    login_cure: String,
 }
 
 impl Connection {
-    /// Connects; waits for a server for half a minute.
+    /// Connects; waits for a server for half a minute, but not for one that refuses the login or fails in TLS: that
+    /// does not pass by itself, and is to be told at once.
     ///
     /// # Errors
     /// [`OpenError`] says what is in the way.
     pub(super) async fn open(config: &Config) -> Result<Self, OpenError> {
-        let options = options(config).await?;
-        let client = options.connect(&config.urls[..]).await.map_err(|error| OpenError::Unreachable {
-            urls: shown(&config.urls),
-            reason: error.to_string(),
-        })?;
-        let deadline = Instant::now() + CONNECT_PATIENCE;
-        while client.connection_state() != State::Connected {
-            if Instant::now() >= deadline {
-                return Err(OpenError::Unreachable {
-                    urls: shown(&config.urls),
-                    reason: format!("no server answered within {} s", CONNECT_PATIENCE.as_secs()),
-                });
+        Self::open_within(config, CONNECT_PATIENCE).await
+    }
+
+    /// The same with another patience.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub(super) async fn open_within(config: &Config, patience: Duration) -> Result<Self, OpenError> {
+        let refused = Refused::default();
+        let deadline = Instant::now() + patience;
+        let mut attempt = 1;
+        let client = loop {
+            let connecting = options(config, &refused).await?.connect(&config.urls[..]);
+            let error = match connecting.await {
+                Ok(client) => break client,
+                Err(error) => refusal::of(config, &error).await,
+            };
+            if !matches!(error, OpenError::Unreachable { .. }) || Instant::now() >= deadline {
+                return Err(error);
             }
-            tokio::time::sleep(CONNECT_LOOK).await;
-        }
+            attempt += 1;
+            tokio::time::sleep(reconnect_delay(attempt).min(CONNECT_PAUSE_MAX)).await;
+        };
         let server_version = client.server_info().version;
         if !is_new_enough(&server_version) {
             return Err(OpenError::OldServer { version: server_version });
         }
         let context =
             ContextBuilder::new().timeout(REQUEST_TIMEOUT).ack_timeout(REQUEST_TIMEOUT).build(client.clone());
-        Ok(Self { client, context, server_version })
+        Ok(Self { client, context, server_version, refused, login_cure: login::cure(config).await })
     }
 
     /// Why nothing can be asked of the servers; None while it can.
     pub(super) fn trouble(&self) -> Option<String> {
         match self.client.connection_state() {
             State::Connected => None,
+            State::Pending | State::Disconnected if self.refused.load(Ordering::Relaxed) => {
+                Some(format!("NATS refuses the login; {}", self.login_cure))
+            }
             State::Pending | State::Disconnected => Some("no NATS server answers".to_owned()),
         }
     }
 }
 
-async fn options(config: &Config) -> Result<ConnectOptions, OpenError> {
-    let mut options = match (&config.credentials_file, &config.nkey_file) {
-        (Some(path), _) => {
-            // A file that can't be read now would fail in the background, again and again.
-            credentials(path).await?;
-            with_keys(path.clone(), |path, nonce| async move {
-                let (jwt, pair) = credentials(&path).await.map_err(AuthError::new)?;
-                let mut auth = Auth::new();
-                auth.jwt = Some(jwt);
-                auth.signature = Some(pair.sign(&nonce).map_err(AuthError::new)?);
-                Ok(auth)
-            })
-        }
-        (None, Some(path)) => {
-            nkey(path).await?;
-            with_keys(path.clone(), |path, nonce| async move {
-                let pair = nkey(&path).await.map_err(AuthError::new)?;
-                let mut auth = Auth::new();
-                auth.nkey = Some(pair.public_key());
-                auth.signature = Some(pair.sign(&nonce).map_err(AuthError::new)?);
-                Ok(auth)
-            })
-        }
-        // The client itself does not look for them in an address (0.51, `connector.rs`).
-        (None, None) => match config.urls.iter().find_map(|url| login(url)) {
-            Some((user, password)) => ConnectOptions::with_user_and_password(user, password),
-            None => ConnectOptions::new(),
-        },
-    };
+async fn options(config: &Config, refused: &Refused) -> Result<ConnectOptions, OpenError> {
+    let mut options = login::options(config).await?;
     if let Some(ca) = &config.tls_ca {
         options = options.add_root_certificates(ca.clone()).require_tls(true);
     }
@@ -123,55 +118,16 @@ async fn options(config: &Config) -> Result<ConnectOptions, OpenError> {
         options = options.add_client_certificate(certificate.clone(), key.clone()).require_tls(true);
     }
     metrics::gauge!(CONNECTED).set(0.0);
+    let refused = Arc::clone(refused);
     Ok(options
         .name(concat!("simcast/", env!("CARGO_PKG_VERSION")))
-        .retry_on_initial_connect()
         .ping_interval(PING_EVERY)
         .request_timeout(Some(REQUEST_TIMEOUT))
         .reconnect_delay_callback(reconnect_delay)
-        .event_callback(|event| async move { note(&event) }))
-}
-
-/// User and password of an address.
-fn login(url: &str) -> Option<(String, String)> {
-    let (_, rest) = url.split_once("://")?;
-    let (login, _) = rest.rsplit_once('@')?;
-    let (user, password) = login.split_once(':').unwrap_or((login, ""));
-    let plain = |text: &str| percent_encoding::percent_decode_str(text).decode_utf8_lossy().into_owned();
-    Some((plain(user), plain(password)))
-}
-
-fn with_keys<F, Fut>(path: PathBuf, answer: F) -> ConnectOptions
-where
-    F: Fn(Arc<Path>, Vec<u8>) -> Fut + Send + Sync + 'static,
-    Fut: Future<Output = Result<Auth, AuthError>> + Send + Sync + 'static,
-{
-    let path: Arc<Path> = path.into();
-    ConnectOptions::with_auth_callback(move |nonce| answer(Arc::clone(&path), nonce))
-}
-
-/// JWT and key of a credentials file. Reads the disk in place: callbacks of async-nats must be `Sync`, which tokio's
-/// file operations are not, and the file has a few lines.
-async fn credentials(path: &Path) -> Result<(String, nkeys::KeyPair), OpenError> {
-    let unusable = |reason: String| OpenError::Key { path: path.to_owned(), reason };
-    let text = std::fs::read_to_string(path).map_err(|error| unusable(error.to_string()))?;
-    let block = |name: &str| {
-        let (_, rest) = text.split_once(&format!("BEGIN {name}"))?;
-        rest.lines().skip(1).map(str::trim).find(|line| !line.is_empty() && !line.starts_with('-'))
-    };
-    let jwt = block("NATS USER JWT").ok_or_else(|| unusable("it holds no user JWT".to_owned()))?;
-    let seed = block("USER NKEY SEED").ok_or_else(|| unusable("it holds no nkey seed".to_owned()))?;
-    let pair = nkeys::KeyPair::from_seed(seed).map_err(|error| unusable(error.to_string()))?;
-    Ok((jwt.to_owned(), pair))
-}
-
-/// Key of a file whose first line that is no comment is a seed.
-async fn nkey(path: &Path) -> Result<nkeys::KeyPair, OpenError> {
-    let unusable = |reason: String| OpenError::Key { path: path.to_owned(), reason };
-    let text = std::fs::read_to_string(path).map_err(|error| unusable(error.to_string()))?;
-    let seed = text.lines().map(str::trim).find(|line| !line.is_empty() && !line.starts_with(['#', '-']));
-    let seed = seed.ok_or_else(|| unusable("it holds no nkey seed".to_owned()))?;
-    nkeys::KeyPair::from_seed(seed).map_err(|error| unusable(error.to_string()))
+        .event_callback(move |event| {
+            note(&event, &refused);
+            async {}
+        }))
 }
 
 fn reconnect_delay(attempt: usize) -> Duration {
@@ -183,9 +139,10 @@ fn reconnect_delay(attempt: usize) -> Duration {
     pause.mul_f64(0.5 + fastrand::f64() / 2.0)
 }
 
-fn note(event: &Event) {
+fn note(event: &Event, refused: &Refused) {
     match event {
         Event::Connected => {
+            refused.store(false, Ordering::Relaxed);
             metrics::gauge!(CONNECTED).set(1.0);
             tracing::info!("connected to NATS");
         }
@@ -194,10 +151,25 @@ fn note(event: &Event) {
             metrics::counter!(DISCONNECTS).increment(1);
             tracing::warn!("the connection to NATS is lost; it is made again");
         }
+        Event::ServerError(ServerError::AuthorizationViolation) => {
+            refused.store(true, Ordering::Relaxed);
+            tracing::warn!("NATS has ended the login; the connection is made again");
+        }
+        // Of an attempt to reconnect only its kind is told, as text.
+        Event::ClientError(ClientError::Other(kind)) if is_login(kind) => {
+            refused.store(true, Ordering::Relaxed);
+            tracing::warn!(kind, "NATS refuses the login; it is tried again");
+        }
         // One for each message that was dropped; the tail asks for no more than it has room for.
         Event::SlowConsumer(_) => {}
         event => tracing::warn!(%event, "NATS"),
     }
+}
+
+fn is_login(kind: &str) -> bool {
+    [ConnectErrorKind::AuthorizationViolation, ConnectErrorKind::Authentication]
+        .iter()
+        .any(|login| login.to_string() == kind)
 }
 
 /// Whether a server has fenced atomic batches. A version that can't be read is of a build of somebody's own; what it
@@ -239,14 +211,6 @@ mod tests {
             let delay = reconnect_delay(attempt);
             assert!((RECONNECT_MIN / 2..=RECONNECT_MAX).contains(&delay), "{attempt}: {delay:?}");
         }
-    }
-
-    #[test]
-    fn logins_are_found_in_addresses() {
-        let found = |url| login(url);
-        assert_eq!(found("nats://me:p%40ss@one:4222"), Some(("me".to_owned(), "p@ss".to_owned())));
-        assert_eq!(found("tls://me@one"), Some(("me".to_owned(), String::new())));
-        assert_eq!(found("nats://one:4222"), None);
     }
 
     #[test]

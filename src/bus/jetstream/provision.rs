@@ -46,6 +46,9 @@ const MONITORING_TIMEOUT: Duration = Duration::from_secs(3);
 /// More of an answer of it is not read.
 const MONITORING_BYTES_MAX: u64 = 1 << 20;
 
+/// All there are.
+pub(super) const BUCKETS: [Bucket; 4] = [Bucket::State, Bucket::Endpoints, Bucket::Cursors, Bucket::Lease];
+
 /// Something that is not as it should be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{object}: {field} is {have}, not {want}; {cure}")]
@@ -99,7 +102,7 @@ pub(super) async fn provision(
     let wanted = wanted_stream(config, incarnation);
     let (found, created) = get_or_create(context, &wanted).await?;
     let mut drift = compare(&wanted, &found);
-    for bucket in [Bucket::State, Bucket::Endpoints, Bucket::Cursors, Bucket::Lease] {
+    for bucket in BUCKETS {
         let wanted = wanted_bucket(config, bucket);
         let (found, _) = get_or_create(context, &wanted).await?;
         drift.extend(compare_bucket(&wanted, &found));
@@ -119,18 +122,30 @@ pub(super) async fn provision(
     if !harmful.is_empty() {
         return Err(OpenError::Drift(harmful));
     }
-    let sync = match &config.monitoring_url {
-        Some(url) => match ask_sync(url).await {
-            Ok(sync) => Some(sync),
-            Err(error) => {
-                tracing::warn!(url, error, "the monitoring port of NATS does not tell how often it syncs");
-                None
-            }
-        },
-        None => None,
-    };
-    let durability = durability(found.num_replicas, found.persist_mode, server_version, sync);
+    let durability = durability_of(config, &found, server_version).await;
     Ok(Provisioned { incarnation, created, drift, durability })
+}
+
+/// What an append to a stream survives, for which the monitoring port is asked where one is given.
+pub(super) async fn durability_of(
+    config: &Config,
+    stream: &StreamConfig,
+    server_version: &str,
+) -> Durability {
+    let sync = match &config.monitoring_url {
+        Some(url) => ask_sync(url).await.map(Some),
+        None => Ok(None),
+    };
+    let told = |sync| durability(stream.num_replicas, stream.persist_mode, server_version, sync);
+    match sync {
+        Ok(sync) => told(sync),
+        Err(error) => {
+            let warning = format!(
+                "bus.nats.monitoring_url does not tell how often the server syncs ({error}); give the monitoring port of a NATS server, http://host:8222 as a rule"
+            );
+            Durability { warning: Some(warning), ..told(None) }
+        }
+    }
 }
 
 /// Identity of a stream; None where it was not made by a gateway.
@@ -318,6 +333,34 @@ pub(super) fn compare(wanted: &StreamConfig, found: &StreamConfig) -> Vec<Drift>
     c.check("max_msgs", &-1, &unlimited(found.max_messages), false, edit("--max-msgs=-1".to_owned()));
     let replicas = edit(format!("--replicas={}", wanted.num_replicas));
     c.check("num_replicas", &wanted.num_replicas, &found.num_replicas, false, replicas);
+    // An event above it would be refused for ever; 0 and -1 are none.
+    let message_size = if found.max_message_size < 1 { -1 } else { found.max_message_size };
+    c.check("max_msg_size", &-1, &message_size, true, edit("--max-msg-size=-1".to_owned()));
+    let source = "it takes events from elsewhere than the gateways: begin with another stream";
+    c.check("mirror", &false, &found.mirror.is_some(), true, source);
+    let sources = found.sources.as_ref().is_some_and(|sources| !sources.is_empty());
+    c.check("sources", &false, &sources, true, source);
+    let transformed = "it stores events under other subjects: begin with another stream";
+    c.check("subject_transform", &false, &found.subject_transform.is_some(), true, transformed);
+    let copied = edit("--no-republish, if nobody needs the copies".to_owned());
+    c.check("republish", &false, &found.republish.is_some(), false, copied);
+    let deletable = edit("--deny-delete".to_owned());
+    c.check("deny_delete", &true, &found.deny_delete, false, deletable);
+    let rollup =
+        "a message can remove those before it, and that can't be taken back: begin with another stream";
+    c.check("allow_rollup_hdrs", &false, &found.allow_rollup, false, rollup);
+    let direct = edit("--allow-direct".to_owned());
+    c.check("allow_direct", &true, &found.allow_direct, false, direct);
+    let compression = edit("--compression=s2".to_owned());
+    let named = |compression: &Option<Compression>| match compression {
+        Some(Compression::S2) => "s2",
+        _ => "none",
+    };
+    let (want, have) = (named(&wanted.compression), named(&found.compression));
+    c.check("compression", &want, &have, false, compression);
+    let consumers =
+        "it can't be changed: each gateway needs one; begin with another stream if that is too few";
+    c.check("max_consumers", &wanted.max_consumers, &found.max_consumers, false, consumers);
     let window = edit(format!("--dupe-window={}m", wanted.duplicate_window.as_secs() / 60));
     c.check("duplicate_window", &wanted.duplicate_window, &found.duplicate_window, false, window);
     c.drift
@@ -330,10 +373,30 @@ pub(super) fn compare_bucket(wanted: &StreamConfig, found: &StreamConfig) -> Vec
     let foreign = "it belongs to another program: set bus.nats.stream to a name that nobody uses";
     c.check("subjects", &wanted.subjects, &found.subjects, true, foreign);
     c.check("storage", &wanted.storage, &found.storage, true, foreign);
+    c.check("retention", &wanted.retention, &found.retention, true, foreign);
+    let unlimited = |limit: i64| if limit < 1 { -1 } else { limit };
+    // What a bucket has no room for is refused, and the poller could not keep its notes.
+    c.check("max_bytes", &-1, &unlimited(found.max_bytes), false, cure("--max-bytes=-1"));
+    c.check("max_msgs", &-1, &unlimited(found.max_messages), false, cure("--max-msgs=-1"));
+    c.check("discard", &wanted.discard, &found.discard, false, cure("--discard=new"));
+    let size = unlimited(i64::from(found.max_message_size));
+    let takes_all = size == -1 || size >= i64::from(VALUE_BYTES_MAX);
+    c.check(
+        "max_msg_size enough",
+        &true,
+        &takes_all,
+        false,
+        cure(&format!("--max-msg-size={VALUE_BYTES_MAX}")),
+    );
     // What expires by itself would be forgotten: floors, endpoints, the request budget.
     c.check("max_age", &Duration::ZERO, &found.max_age, true, cure("--max-age=0"));
     let keeps = found.max_messages_per_subject >= 1;
-    c.check("max_msgs_per_subject set", &true, &keeps, true, cure("--max-msgs-per-subject=1"));
+    let per_key = wanted.max_messages_per_subject;
+    let deeper = cure(&format!("--max-msgs-per-subject={per_key}"));
+    c.check("max_msgs_per_subject set", &true, &keeps, true, deeper.clone());
+    if keeps {
+        c.check("max_msgs_per_subject", &per_key, &found.max_messages_per_subject, false, deeper);
+    }
     let replicas = cure(&format!("--replicas={}", wanted.num_replicas));
     c.check("num_replicas", &wanted.num_replicas, &found.num_replicas, false, replicas);
     c.drift

@@ -8,6 +8,7 @@ use crate::{
 
 mod faults;
 mod foundation;
+mod login;
 mod proxy;
 #[path = "../../../tests/it/nats_server.rs"]
 pub(super) mod server;

@@ -105,17 +105,21 @@ fn clocks_may_differ_by_seconds_but_not_more() {
     }
 }
 
+fn data(path: &Path, retention_bytes: u64) -> Data<'_> {
+    Data { path, path_key: "path", retention_bytes, retention_key: "bytes" }
+}
+
 #[test]
 fn the_disk_is_tried_and_left_as_it_was() {
     let dir = tempfile::tempdir().unwrap();
     let inner = dir.path().join("new");
-    assert_eq!(data_directory(&inner).level, Level::Ok);
+    assert_eq!(data_directory(&data(&inner, 1)).level, Level::Ok);
     assert_eq!(fs::read_dir(&inner).unwrap().count(), 0);
     let file = dir.path().join("file");
     fs::write(&file, "x").unwrap();
-    assert_eq!(data_directory(&file.join("below")).level, Level::Fail);
-    assert_eq!(disk_space(dir.path(), u64::MAX).level, Level::Warn);
-    assert_eq!(directory_bytes(dir.path()), 1);
+    assert_eq!(data_directory(&data(&file.join("below"), 1)).level, Level::Fail);
+    assert_eq!(disk_space(&data(dir.path(), u64::MAX)).level, Level::Warn);
+    assert_eq!(directory_bytes(dir.path(), DEPTH), 1);
 }
 
 #[test]

@@ -128,6 +128,12 @@ impl Place {
     }
 }
 
+/// Incarnation of the stream that a copy is of; None where there is no copy of that stream.
+pub(in crate::bus::jetstream) fn incarnation(cache: &Path, stream: &str) -> Option<u64> {
+    let label = read_label(&cache.join(stream)).filter(|label| label.stream == stream)?;
+    u64::from_str_radix(&label.incarnation, 16).ok()
+}
+
 fn label_path(directory: &Path) -> PathBuf {
     directory.join("mirror.json")
 }

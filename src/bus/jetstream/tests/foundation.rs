@@ -202,34 +202,6 @@ async fn says_how_durable(version: &'static str) {
 
 on_both!(how_durable_an_append_is_is_read_from_the_server, says_how_durable);
 
-/// User and password, and an nkey; wrong ones are not tried for ever.
-async fn logins(version: &'static str) {
-    let pair = nkeys::KeyPair::new_user();
-    let more = format!(
-        "authorization {{ users: [ {{ user: me, password: secret }}, {{ nkey: {} }} ] }}",
-        pair.public_key()
-    );
-    let options = Options { more, login: "nats://me:secret@".to_owned(), ..Options::new(version) };
-    let server = Server::start_with(options).await;
-    let by_password = open(config(&server, "S")).await;
-    by_password.append(vec![event("a")], None).await.unwrap();
-    let file = server.directory().join("user.nk");
-    std::fs::write(&file, format!("# a comment\n{}\n", pair.seed().unwrap())).unwrap();
-    let bare = vec![format!("nats://{}", server.socket())];
-    let by_key = Config { nkey_file: Some(file.clone()), urls: bare, ..config(&server, "S") };
-    let by_key = open(by_key).await;
-    by_key.append(vec![event("b")], None).await.unwrap();
-    std::fs::write(&file, "SUnothing").unwrap();
-    let refused = JetStream::open(Config { nkey_file: Some(file), ..config(&server, "S") }, clock::system());
-    let refused = refused.await.unwrap_err();
-    assert!(matches!(refused, OpenError::Key { .. }), "{refused}");
-    for bus in [by_password, by_key] {
-        bus.shutdown().await;
-    }
-}
-
-on_both!(logins_by_password_and_by_key, logins);
-
 /// Three servers, three copies: the leader of the stream is killed, and everything goes on.
 async fn cluster(version: &'static str) {
     let mut nodes = Server::cluster(version).await;
