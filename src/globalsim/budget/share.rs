@@ -16,7 +16,7 @@ use std::{collections::BTreeMap, io, path::Path, time::Duration};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use super::{BURST_MAX, Gate, HOLD, journal::Journal};
+use super::{Gate, HOLD, journal::Journal};
 use crate::clock::SharedClock;
 
 /// How long what was noted may be spent, counted from before the note was written. The lease under which a gateway
@@ -24,8 +24,11 @@ use crate::clock::SharedClock;
 pub const VALID: Duration = Duration::from_secs(5);
 /// Age of a note at which another is due.
 const RENEW_AFTER: Duration = Duration::from_secs(2);
-/// The reserve is this part of the budget, and at least a burst: at full rate it lasts five seconds.
-const RESERVE_SHARE: u32 = 12;
+/// The reserve is this part of the budget: at full rate it lasts a second and a half. All of it counts as sent at a
+/// takeover, so it is small; one that is used up sooner, by a burst, is noted anew sooner.
+const RESERVE_SHARE: u32 = 40;
+/// Smallest reserve.
+const RESERVE_MIN: u32 = 5;
 /// More entries are not of ours: lists go by the second.
 const LIST_MAX: usize = 256;
 
@@ -106,7 +109,7 @@ impl Gate {
             }
         }
         let all = self.0.requests_per_minute;
-        let reserve = (all / RESERVE_SHARE).max(BURST_MAX).min(all);
+        let reserve = (all / RESERVE_SHARE).max(RESERVE_MIN).min(all);
         Note { noted: Noted { by: by.to_owned(), reserve, taken }, at, sent: state.sent }
     }
 

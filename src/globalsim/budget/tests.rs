@@ -523,12 +523,12 @@ fn a_shared_gate_sends_what_was_noted_and_for_so_long_only() {
         let gate = shared(400);
         assert!(gate.try_acquire(Class::Tail).is_none(), "nothing was noted");
         let noted = note(&gate, "a", 0).await;
-        assert_eq!((noted.reserve, noted.taken.len()), (33, 0));
+        assert_eq!((noted.reserve, noted.taken.len()), (10, 0));
         let mut sent = 0;
         while tokio::time::timeout(MINUTE, gate.acquire(Class::Tail)).await.is_ok() {
             sent += 1;
         }
-        assert_eq!(sent, 33, "not even when waited for a minute");
+        assert_eq!(sent, 10, "not even when waited for a minute");
         advance(HOLD - MINUTE).await;
         let noted = note(&gate, "a", 0).await;
         assert_eq!(noted.taken.iter().map(|(_, count)| count).sum::<u32>(), 0, "they are free again");
@@ -612,6 +612,6 @@ async fn a_journal_is_told_to_who_takes_over_by_notes_and_stays_as_it_is() {
     assert_eq!((noted.reserve, noted.taken.iter().map(|(_, count)| count).sum::<u32>()), (0, 5));
     assert!(noted.taken.iter().all(|(seconds, _)| (58..=61).contains(seconds)), "{noted:?}");
     let next = Gate::open(BudgetConfig { shared: true, ..config(400, None) }, clock).unwrap();
-    next.take_over(&noted);
+    next.take_over(&noted, Duration::ZERO);
     assert_eq!(next.usage().used_total, 5);
 }
