@@ -248,7 +248,7 @@ pub fn jetstream_config(config: &Config) -> jetstream::Config {
         cache_path: Some(nats.cache_path),
         late_after: late_after(config),
         monitoring_url: nats.monitoring_url,
-        ..jetstream::Config::new(nats.urls)
+        ..jetstream::Config::new(nats.urls, jetstream::Chance::seeded(fastrand::u64(..)))
     }
 }
 

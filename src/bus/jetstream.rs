@@ -81,11 +81,34 @@ pub struct Config {
     pub late_after: SignedDuration,
     /// Monitoring port of a server, to be asked how often it syncs.
     pub monitoring_url: Option<String>,
+    /// For pauses, and names that must differ from those of other gateways: seeded by chance, but in tests.
+    pub chance: Chance,
+}
+
+/// Where this backend takes chance from.
+#[derive(Debug, Clone)]
+pub struct Chance(Arc<Mutex<fastrand::Rng>>);
+
+impl Chance {
+    /// Draws that this seed decides.
+    pub fn seeded(seed: u64) -> Self {
+        Self(Arc::new(Mutex::new(fastrand::Rng::with_seed(seed))))
+    }
+
+    /// A number to name something by, not 0.
+    fn name(&self) -> u64 {
+        self.0.lock().u64(1..)
+    }
+
+    /// Half to the whole of a pause.
+    fn jittered(&self, pause: Duration) -> Duration {
+        pause.mul_f64(0.5 + self.0.lock().f64() / 2.0)
+    }
 }
 
 impl Config {
     /// The defaults for these servers.
-    pub fn new(urls: Vec<String>) -> Self {
+    pub fn new(urls: Vec<String>, chance: Chance) -> Self {
         Self {
             urls,
             credentials_file: None,
@@ -101,6 +124,7 @@ impl Config {
             cache_path: None,
             late_after: SignedDuration::from_secs(300),
             monitoring_url: None,
+            chance,
         }
     }
 }
@@ -237,7 +261,7 @@ impl JetStream {
         let connection = Connection::open(&config).await?;
         let context = connection.context.clone();
         let found =
-            provision::provision(&config, &context, &connection.server_version, fastrand::u64(1..)).await?;
+            provision::provision(&config, &context, &connection.server_version, config.chance.name()).await?;
         for drift in &found.drift {
             tracing::warn!("NATS: {drift}");
         }
@@ -269,10 +293,12 @@ impl JetStream {
                 OpenError::Provision { object: config.stream.clone(), reason }
             }
         })?;
-        let running =
-            mirror.start(source.clone(), clock.clone()).map_err(|error| unusable(error.to_string()))?;
+        let running = mirror
+            .start(source.clone(), clock.clone(), config.chance.clone())
+            .map_err(|error| unusable(error.to_string()))?;
         let buckets = Buckets::new(context.clone(), &config.stream);
-        let leases = Leases::new(buckets.clone(), context, &config.subject_prefix, stopping.clone());
+        let leases =
+            Leases::new(buckets.clone(), context, &config.subject_prefix, config.chance, stopping.clone());
         let appender = Appender {
             source,
             subject_prefix: config.subject_prefix,

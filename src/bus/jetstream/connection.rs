@@ -22,7 +22,7 @@ use async_nats::{
 };
 use tokio::time::Instant;
 
-use super::{Config, OpenError};
+use super::{Chance, Config, OpenError};
 
 /// How long a start waits for a server.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(30);
@@ -86,7 +86,7 @@ impl Connection {
                 return Err(error);
             }
             attempt += 1;
-            tokio::time::sleep(reconnect_delay(attempt).min(CONNECT_PAUSE_MAX)).await;
+            tokio::time::sleep(reconnect_delay(attempt, &config.chance).min(CONNECT_PAUSE_MAX)).await;
         };
         let server_version = client.server_info().version;
         if !is_new_enough(&server_version) {
@@ -118,25 +118,25 @@ async fn options(config: &Config, refused: &Refused) -> Result<ConnectOptions, O
         options = options.add_client_certificate(certificate.clone(), key.clone()).require_tls(true);
     }
     metrics::gauge!(CONNECTED).set(0.0);
-    let refused = Arc::clone(refused);
+    let (refused, chance) = (Arc::clone(refused), config.chance.clone());
     Ok(options
         .name(concat!("simcast/", env!("CARGO_PKG_VERSION")))
         .ping_interval(PING_EVERY)
         .request_timeout(Some(REQUEST_TIMEOUT))
-        .reconnect_delay_callback(reconnect_delay)
+        .reconnect_delay_callback(move |attempt| reconnect_delay(attempt, &chance))
         .event_callback(move |event| {
             note(&event, &refused);
             async {}
         }))
 }
 
-fn reconnect_delay(attempt: usize) -> Duration {
+fn reconnect_delay(attempt: usize, chance: &Chance) -> Duration {
     if attempt <= 1 {
         return Duration::ZERO;
     }
     let doublings = u32::try_from(attempt - 2).unwrap_or(u32::MAX).min(16);
     let pause = RECONNECT_MIN.saturating_mul(1 << doublings).min(RECONNECT_MAX);
-    pause.mul_f64(0.5 + fastrand::f64() / 2.0)
+    chance.jittered(pause)
 }
 
 fn note(event: &Event, refused: &Refused) {
@@ -206,9 +206,10 @@ mod tests {
 
     #[test]
     fn reconnecting_starts_at_once_and_stays_within_bounds() {
-        assert_eq!(reconnect_delay(1), Duration::ZERO);
+        let chance = Chance::seeded(1);
+        assert_eq!(reconnect_delay(1, &chance), Duration::ZERO);
         for attempt in 2..200 {
-            let delay = reconnect_delay(attempt);
+            let delay = reconnect_delay(attempt, &chance);
             assert!((RECONNECT_MIN / 2..=RECONNECT_MAX).contains(&delay), "{attempt}: {delay:?}");
         }
     }

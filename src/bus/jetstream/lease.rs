@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-use super::{append::FencedBy, kv::Buckets, subject};
+use super::{Chance, append::FencedBy, kv::Buckets, subject};
 use crate::bus::{AppendError, Bucket, Entry, Fence, KvError, Lease};
 
 /// How often somebody who waits looks at the lease.
@@ -50,6 +50,7 @@ pub(super) struct Leases {
     buckets: Buckets,
     context: jetstream::Context,
     prefix: String,
+    chance: Chance,
     stopping: CancellationToken,
     /// By the fence that was given out: the announcement that counts now.
     announced: Arc<Mutex<HashMap<u64, Announced>>>,
@@ -66,15 +67,16 @@ impl Leases {
         buckets: Buckets,
         context: jetstream::Context,
         prefix: &str,
+        chance: Chance,
         stopping: CancellationToken,
     ) -> Self {
-        Self { buckets, context, prefix: prefix.to_owned(), stopping, announced: Arc::default() }
+        Self { buckets, context, prefix: prefix.to_owned(), chance, stopping, announced: Arc::default() }
     }
 
     /// See [`Bus::lease`](crate::bus::Bus::lease).
     pub(super) async fn lease(&self, name: &str, ttl: Duration) -> Result<Lease, KvError> {
         let closed = || KvError::Unavailable("the bus is closed".to_owned());
-        let held = Held { holder: format!("{:016x}", fastrand::u64(..)), ttl_s: ttl.as_secs() };
+        let held = Held { holder: format!("{:016x}", self.chance.name()), ttl_s: ttl.as_secs() };
         let value: Bytes = serde_json::to_vec(&held).unwrap_or_default().into();
         let (revision, since) = tokio::select! {
             () = self.stopping.cancelled() => return Err(closed()),

@@ -43,7 +43,7 @@ use self::{
     place::{Place, PlaceError},
     puller::{Broken, Puller},
 };
-use super::{standin, subject};
+use super::{Chance, standin, subject};
 use crate::{
     bus::{Fill, embedded::caretaker::Caretaker},
     clock::SharedClock,
@@ -238,12 +238,18 @@ impl Mirror {
     ///
     /// # Errors
     /// Where the system can't start a thread.
-    pub(super) fn start(self: &Arc<Self>, source: Source, clock: SharedClock) -> std::io::Result<Running> {
+    pub(super) fn start(
+        self: &Arc<Self>,
+        source: Source,
+        clock: SharedClock,
+        chance: Chance,
+    ) -> std::io::Result<Running> {
         let caretaker = Caretaker::start(Arc::clone(&self.log), clock)?;
         let filler = Filler::start(Arc::clone(self), source.subjects.clone(), caretaker.requests)?;
         let tail = Tail {
             mirror: Arc::clone(self),
             source,
+            chance,
             received: *self.evaluated.borrow(),
             batches: filler.batches,
             behind: (0, 0),
@@ -392,6 +398,7 @@ pub(super) async fn verify(
 struct Tail {
     mirror: Arc<Mirror>,
     source: Source,
+    chance: Chance,
     /// Handed to the filler up to here.
     received: u64,
     batches: mpsc::Sender<Batch>,
@@ -420,7 +427,7 @@ impl Tail {
             if began.elapsed() > PAUSE_MAX {
                 pause = PAUSE_MIN;
             }
-            let jittered = pause.mul_f64(0.5 + fastrand::f64());
+            let jittered = self.chance.jittered(pause);
             tokio::select! {
                 () = self.mirror.stopping.cancelled() => return,
                 () = tokio::time::sleep(jittered) => {}

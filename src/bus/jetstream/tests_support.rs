@@ -1,6 +1,6 @@
 //! What tests of several files need.
 
-use super::Config;
+use super::{Chance, Config};
 
 /// A stream of its own, with its copy in memory.
 pub(super) fn config(url: String, stream: &str) -> Config {
@@ -9,6 +9,6 @@ pub(super) fn config(url: String, stream: &str) -> Config {
         subject_prefix: stream.to_lowercase(),
         // A server lends no more than its disk has.
         retention_bytes: 64 << 20,
-        ..Config::new(vec![url])
+        ..Config::new(vec![url], Chance::seeded(fastrand::u64(..)))
     }
 }
