@@ -2,7 +2,7 @@
 //! readers go on working, and the small state beside it.
 //!
 //! - **Sequences.** The stream begins where the log does and numbers without a gap, so each position of the log gets a
-//!   message: events as a gateway appends them, and what stands for a position without one ([`standin`]). Atomic
+//!   message: events as a gateway appends them, and what stands for a position without one ([`standin`](super::standin)). Atomic
 //!   batches go in one after the other, each on the condition that the stream ends where it must. Whatever becomes of a
 //!   batch, of this process or of the server, the stream's own last sequence says where to go on.
 //! - **Nobody takes a part for the whole.** The stream is made with a mark in its metadata, so gateways refuse it
