@@ -26,7 +26,7 @@ use super::{
 use crate::{
     bus::{Bucket, NewEvent},
     event::{Event, identity::FieldHasher},
-    globalsim::budget::Class,
+    globalsim::{budget::Class, error::Kind},
 };
 
 /// Key in [`Bucket::State`].
@@ -151,6 +151,7 @@ impl Reprobe {
         let incomplete = findings.start_inclusive.is_none() || findings.end_inclusive.is_none();
         let broken = findings.paging_lost
             || findings.offset_honoured == Some(false)
+            || findings.offset_refused.is_some()
             || findings.total_exact == Some(false);
         if broken && self.recovered {
             // It was taken for repaired, and was not.
@@ -167,11 +168,31 @@ impl Reprobe {
         probe::probe(&session.upstream, Class::Sweep, &mut fresh, &window, &first).await?;
         let pages =
             findings.paging_lost && fresh.offset_honoured != Some(false) && walks(session, &window).await?;
+        let answered = deep_offsets_are_answered(session, &findings, &window).await?;
         self.recovered = pages
+            || answered
             || (fresh.offset_honoured == Some(true) && findings.offset_honoured == Some(false))
             || (fresh.total_exact == Some(true) && findings.total_exact == Some(false));
         session.find(|findings| findings.take_probe(&fresh, pages));
         Ok(())
+    }
+}
+
+/// Whether an offset that was refused is answered now.
+async fn deep_offsets_are_answered(
+    session: &Session,
+    findings: &Findings,
+    window: &Window,
+) -> Result<bool, Halt> {
+    let Some(offset) = findings.offset_refused else { return Ok(false) };
+    match session.upstream.page_of(Class::Sweep, window, offset, 1).await {
+        Ok(_) => {
+            session.upstream.offsets_are_answered();
+            session.find(|findings| findings.offset_refused = None);
+            Ok(true)
+        }
+        Err(error) if error.kind() == Kind::Invalid => Ok(false),
+        Err(error) => Err(error.into()),
     }
 }
 

@@ -27,6 +27,8 @@ pub struct Findings {
     pub total_exact: Option<bool>,
     /// Whether `offset` does anything; None until known.
     pub offset_honoured: Option<bool>,
+    /// Lowest offset that is refused; None while none is known.
+    pub offset_refused: Option<u64>,
     /// Whether `end_date` includes its day; None until known.
     pub end_inclusive: Option<bool>,
     /// Whether `start_date` includes its day; None until known.
@@ -50,7 +52,7 @@ pub struct Findings {
 impl Findings {
     /// How to read. The document's example is newest first, so that is assumed until a page tells.
     pub fn mode(&self) -> Mode {
-        if self.paging_lost || self.offset_honoured == Some(false) {
+        if self.paging_lost || self.offset_honoured == Some(false) || self.offset_refused.is_some() {
             return Mode::Windows;
         }
         match self.order.unwrap_or(Order::NewestFirst) {
@@ -62,7 +64,7 @@ impl Findings {
 
     /// Whether a list can be read by offset.
     pub fn pages(&self) -> bool {
-        !self.paging_lost && self.offset_honoured != Some(false)
+        !self.paging_lost && self.offset_honoured != Some(false) && self.offset_refused.is_none()
     }
 
     /// Order to walk in.
@@ -76,8 +78,9 @@ impl Findings {
     }
 
     /// Checks a page of the account-wide list against what is believed; true if the way to read changes.
-    pub fn observe(&mut self, page: &ListPage<Item>) -> bool {
+    pub fn observe(&mut self, page: &ListPage<Item>, offset_refused: Option<u64>) -> bool {
         let before = self.mode();
+        self.offset_refused = offset_refused;
         self.observe_page_rows(page);
         let mut rows = page.slots.iter().filter_map(|slot| slot.row.as_ref().ok()).peekable();
         if rows.peek().is_some() {
@@ -136,11 +139,12 @@ impl Findings {
     }
 
     /// What can change, as shown.
-    pub fn capabilities(&self) -> [(&'static str, Value); 8] {
+    pub fn capabilities(&self) -> [(&'static str, Value); 9] {
         [
             ("order", json!(self.order.map(Order::as_str))),
             ("total_exact", json!(self.total_exact)),
             ("offset_honoured", json!(self.offset_honoured)),
+            ("offset_refused_from", json!(self.offset_refused)),
             ("start_date_inclusive", json!(self.start_inclusive)),
             ("end_date_inclusive", json!(self.end_inclusive)),
             ("details_in_list", json!(self.details_in_list)),

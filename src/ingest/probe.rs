@@ -31,11 +31,11 @@ pub async fn probe(
     window: &Window,
     first: &ListPage<Item>,
 ) -> Result<(), Error> {
-    findings.observe(first);
+    findings.observe(first, findings.offset_refused);
     let mut all = None;
     if findings.order.is_none() || first.slots.is_empty() {
         let page = upstream.page(class, &Window::default(), 0).await?;
-        findings.observe(&page);
+        findings.observe(&page, findings.offset_refused);
         all = Some(page);
     }
     let (window, page) = match &all {

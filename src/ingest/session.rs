@@ -206,7 +206,7 @@ impl Session {
 
     /// Checks a page against the findings.
     pub fn observe(&self, page: &ListPage<Item>) {
-        let changed = self.findings.lock().observe(page);
+        let changed = self.findings.lock().observe(page, self.upstream.refused_offset());
         if changed {
             self.swept.lock().take();
             self.open_hole();

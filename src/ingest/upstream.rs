@@ -82,6 +82,8 @@ pub struct Upstream {
     succeeded: Mutex<Option<Instant>>,
     /// Whether answers are of now.
     freshness: Mutex<Freshness>,
+    /// Lowest offset into the account's list that upstream refuses.
+    refused_offset: Mutex<Option<u64>>,
     /// Rows of SIMs' lists that were quarantined.
     bad_details: Mutex<RecentKeys>,
     /// Which kind of failure was logged last, and when.
@@ -99,6 +101,7 @@ impl Upstream {
             refused: Mutex::default(),
             succeeded: Mutex::default(),
             freshness: Mutex::default(),
+            refused_offset: Mutex::default(),
             bad_details: Mutex::default(),
             logged: Mutex::default(),
         }
@@ -144,14 +147,34 @@ impl Upstream {
                     self.freshness.lock().observe(&page);
                     return Ok(list_page(page, offset));
                 }
+                // Once may be an accident.
+                Err(error) if error.kind() == Kind::Invalid && offset > 0 && attempt == 1 => {
+                    tracing::debug!(%error, offset, "upstream refuses an offset; it is asked once more");
+                }
                 Err(error) if error.retryable() && attempt < TRIES_MAX => {
                     let wait = error.retry_after().unwrap_or_else(|| self.jittered(pause)).min(PAUSE_MAX);
                     tokio::time::sleep(wait).await;
                     pause = (pause * 2).min(PAUSE_MAX);
                 }
-                Err(error) => return Err(error),
+                Err(error) => {
+                    if error.kind() == Kind::Invalid && offset > 0 {
+                        let mut refused = self.refused_offset.lock();
+                        *refused = Some(refused.map_or(offset, |lowest| lowest.min(offset)));
+                    }
+                    return Err(error);
+                }
             }
         }
+    }
+
+    /// The lowest offset that was refused, with any window.
+    pub fn refused_offset(&self) -> Option<u64> {
+        *self.refused_offset.lock()
+    }
+
+    /// That offset is answered again.
+    pub fn offsets_are_answered(&self) {
+        self.refused_offset.lock().take();
     }
 
     /// A page of one SIM's list; one try.

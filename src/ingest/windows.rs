@@ -20,7 +20,10 @@ use super::{
     upstream::{Item, Window},
     walk::{OVERLAP, Toward, WalkError, Walker},
 };
-use crate::{event::Iccid, globalsim::budget::Class};
+use crate::{
+    event::Iccid,
+    globalsim::{budget::Class, error::Kind},
+};
 
 /// The documented types; others are learnt.
 pub const TYPES: [&str; 5] =
@@ -110,7 +113,12 @@ impl Windows {
                 session.intake.take(page.slots, how.via, page.asked_at, how.backfill_before).await?;
                 return Ok(Part { complete: true, total });
             }
-            let walks = !self.unwalkable && self.rows_have_places(session, how, &window, &page).await?;
+            let reachable = match (total, session.upstream.refused_offset()) {
+                (Some(total), Some(refused)) => total <= refused,
+                _ => true,
+            };
+            let walks =
+                !self.unwalkable && reachable && self.rows_have_places(session, how, &window, &page).await?;
             let complete = if walks && self.walk(session, how, &window, page).await? {
                 true
             } else {
@@ -171,6 +179,8 @@ impl Windows {
                     self.has_no_places();
                     return Ok(false);
                 }
+                // Its end is too deep; parts of it may not be.
+                Err(WalkError::Source(error)) if error.kind() == Kind::Invalid => return Ok(false),
                 Err(WalkError::Source(error)) => return Err(error.into()),
             };
         }
@@ -230,7 +240,14 @@ impl Windows {
         let mut found = HashSet::new();
         let (mut before, mut offset) = (0, 0);
         for _ in 0..PASS_REQUESTS_MAX {
-            let page = session.upstream.page(how.class, window, offset).await?;
+            let page = match session.upstream.page(how.class, window, offset).await {
+                // What is further down can only be seen once it has moved up.
+                Err(error) if error.kind() == Kind::Invalid && offset > 0 => {
+                    (before, offset) = (found.len(), 0);
+                    continue;
+                }
+                page => page?,
+            };
             let (total, rows) = (page.total, page.slots.len() as u64);
             self.learn_rows(&page.slots);
             found.extend(page.slots.iter().map(|slot| slot.key));

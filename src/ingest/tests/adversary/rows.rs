@@ -119,6 +119,7 @@ pub fn parameters() -> Vec<Scenario> {
             "`lists.offset_slow_ms` 2,000 per 1,000 rows",
             lists(Lists { offset_slow_ms: 2_000, ..Lists::default() }),
         ),
+        new("13b", "`lists.offset_cap` 300", lists(Lists { offset_cap: Some(300), ..Lists::default() })),
         new("33", "`lists.offset_ignored`", lists(Lists { offset_ignored: true, ..Lists::default() })),
     ]
 }
@@ -358,6 +359,7 @@ pub const LATENESS_MAX_S: &[(&str, (f64, f64))] = &[
     ("4", (6.0, 40.0)),
     ("4c", (40.0, 120.0)),
     ("5", (3.0, 200.0)),
+    ("13b", (20.0, 80.0)),
     ("33", (20.0, 80.0)),
     ("10", (3.0, 200.0)),
     ("10b", (3.0, 400.0)),
