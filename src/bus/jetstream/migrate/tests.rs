@@ -81,7 +81,16 @@ fn silent() -> Tell {
 }
 
 async fn migration(config: &Config, path: &Path, tell: Tell) -> Result<Migration, MigrateError> {
-    let snapshot = Snapshot::open(path).unwrap();
+    // One that was cut reads on in a thread of its own until it notices, and holds the lock as long.
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
+    let snapshot = loop {
+        match Snapshot::open(path) {
+            Err(SnapshotError::InUse { .. }) if tokio::time::Instant::now() < deadline => {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            opened => break opened.unwrap(),
+        }
+    };
     Migration::open(config.clone(), snapshot, path.to_owned(), tell).await
 }
 
