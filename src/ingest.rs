@@ -73,7 +73,7 @@ use crate::{
 /// Name of the lease whose holder polls.
 pub const LEASE: &str = "poller";
 /// How long a gateway that fell silent keeps it.
-const LEASE_TTL: Duration = Duration::from_secs(10);
+const LEASE_TTL: Duration = Duration::from_secs(8);
 /// Pause before the lease, or a first page that failed, is asked for again.
 const PAUSE: Duration = Duration::from_secs(2);
 /// Pause before a failed read or write of what is kept on the bus is tried again.

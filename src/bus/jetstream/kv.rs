@@ -197,7 +197,10 @@ impl Buckets {
 
     async fn begin(&self, bucket: Bucket, prefix: &str) -> Result<Watch, KvError> {
         let stream = self.stream(bucket).await?;
+        // With a name, since that is a request which permissions can be given for by the bucket.
+        let inbox = self.context.client().new_inbox();
         let config = pull::Config {
+            name: inbox.rsplit('.').next().map(|unique| format!("watch_{unique}")),
             deliver_policy: DeliverPolicy::LastPerSubject,
             ack_policy: AckPolicy::None,
             filter_subject: format!("{}>", self.subjects(bucket)),

@@ -21,7 +21,7 @@ use crate::clock::SharedClock;
 
 /// How long what was noted may be spent, counted from before the note was written. The lease under which a gateway
 /// asks lasts twice as long.
-pub const VALID: Duration = Duration::from_secs(5);
+pub const VALID: Duration = Duration::from_secs(4);
 /// Age of a note at which another is due.
 const RENEW_AFTER: Duration = Duration::from_secs(2);
 /// The reserve is this part of the budget: at full rate it lasts a second and a half. All of it counts as sent at a
