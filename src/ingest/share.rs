@@ -110,7 +110,18 @@ async fn take_over(gate: &Gate, bus: &Arc<dyn Bus>, witness: &Witness, by: &str)
     match noted(&entry) {
         // This run's own: it is counted already.
         Some(noted) if noted.by == by => {}
-        Some(noted) => gate.take_over(&noted, witness.seen_ago(entry.revision)),
+        Some(noted) => {
+            let seen_ago = witness.seen_ago(entry.revision);
+            gate.take_over(&noted, seen_ago);
+            let (taken, usage) = (noted.taken.iter().map(|(_, count)| count).sum::<u32>(), gate.usage());
+            tracing::debug!(
+                taken,
+                reserve = noted.reserve,
+                seen_ago_ms = seen_ago.as_millis() as u64,
+                used = usage.used_total,
+                "what another gateway may have sent is counted"
+            );
+        }
         None => {
             tracing::error!("what is noted of the request budget can't be understood; a minute is waited");
             gate.assume_spent();

@@ -87,6 +87,7 @@ async fn the_poller_is_killed_twenty_times_and_nothing_is_lost_doubled_or_asked_
                 let began = Instant::now();
                 poller(&gateways).await;
                 longest = longest.max(began.elapsed());
+                println!("takeover {kill} from a stopped one: {:?}", began.elapsed());
                 signal(pid, "CONT");
                 tokio::time::sleep(Duration::from_secs(1)).await;
                 gateways.push(killed);
@@ -100,6 +101,7 @@ async fn the_poller_is_killed_twenty_times_and_nothing_is_lost_doubled_or_asked_
         gateways.push(child(&world, name));
         poller(&gateways).await;
         longest = longest.max(began.elapsed());
+        println!("takeover {kill}: {:?}", began.elapsed());
     }
     world.sim.pause();
     let events = settled(&world, gateways[0].http).await;

@@ -142,6 +142,8 @@ impl Gate {
         let mut state = self.0.state.lock();
         let now = Instant::now();
         state.advance(now);
+        // What this one sent in an earlier turn is in the note as well: each begins by counting what the one before noted.
+        state.table.forget_held();
         let unknown = (HOLD + VALID).saturating_sub(seen_ago).min(HOLD);
         let listed = noted.taken.iter().take(LIST_MAX).flat_map(|(seconds, count)| {
             let left = Duration::from_secs(*seconds);

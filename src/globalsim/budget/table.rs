@@ -97,17 +97,29 @@ impl Table {
         Ok(())
     }
 
+    /// Frees the slots of requests that are over, which are counted otherwise. For a table without a journal: that
+    /// would still hold them.
+    pub fn forget_held(&mut self) {
+        while let Some((_, index)) = self.held.pop_front() {
+            self.release(index);
+        }
+    }
+
     pub fn expire(&mut self, now: Instant) {
         while let Some((at, index)) = self.held.front().copied()
             && at <= now
         {
             self.held.pop_front();
-            self.used_total -= 1;
-            if let Some(class) = self.owner[index as usize].take() {
-                self.used[class.index()] -= 1;
-            }
-            self.free.push(index);
+            self.release(index);
         }
+    }
+
+    fn release(&mut self, index: u32) {
+        self.used_total -= 1;
+        if let Some(class) = self.owner[index as usize].take() {
+            self.used[class.index()] -= 1;
+        }
+        self.free.push(index);
     }
 
     fn count(&mut self, index: u32, class: Option<Class>) {

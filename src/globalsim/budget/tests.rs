@@ -545,7 +545,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     /// Gateways take turns at any moment, each knowing only the newest note of the one before, whatever that was doing;
-    /// some saw it when it was written, some when they came.
+    /// some saw it when it was written, some when they came, and some come back after others.
     #[test]
     fn a_receiver_counts_no_more_over_gateways_that_take_turns(
         turns in proptest::collection::vec(
@@ -556,8 +556,10 @@ proptest! {
         runtime().block_on(async {
             let mut arrivals = Vec::new();
             let mut noted: Option<(Noted, Instant)> = None;
+            let gates = [shared(60), shared(60), shared(60)];
             for (turn, (length, store_ms, answer_ms, pause_ms, blind_ms)) in turns.into_iter().enumerate() {
-                let gate = shared(60);
+                // Three of them, and new ones again and again.
+                let gate = if turn % 4 == 3 { shared(60) } else { gates[turn % 3].clone() };
                 sleep(Duration::from_millis(pause_ms)).await;
                 if let Some((noted, at)) = &noted {
                     gate.take_over(noted, at.elapsed().saturating_sub(Duration::from_millis(blind_ms)));
@@ -586,6 +588,7 @@ proptest! {
                     }
                 };
                 let _ = tokio::time::timeout_at(until, async { tokio::join!(keep, send) }).await;
+                gate.revoke();
             }
             let most = most_in_a_minute(arrivals);
             assert!(most <= 60, "{most}");
