@@ -30,6 +30,8 @@ pub mod config;
 pub mod event;
 pub mod frontends;
 pub mod globalsim;
+#[cfg(test)]
+mod guarantees;
 pub mod hub;
 pub mod ingest;
 pub mod lifecycle;

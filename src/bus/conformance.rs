@@ -34,11 +34,12 @@ macro_rules! ensure {
     };
 }
 
-/// Runs every check, each on a bus of its own.
+/// Runs every check, each on a bus of its own; gives the promises that were kept, which are all.
 ///
 /// # Errors
 /// The first [`Violation`].
-pub async fn run_all(make: impl AsyncFn() -> Arc<dyn Bus>) -> Result<(), Violation> {
+pub async fn run_all(make: impl AsyncFn() -> Arc<dyn Bus>) -> Result<Vec<&'static str>, Violation> {
+    let mut kept = Vec::new();
     macro_rules! run {
         ($($promise:literal => $check:ident),+ $(,)?) => {$(
             let bus = make().await;
@@ -46,6 +47,7 @@ pub async fn run_all(make: impl AsyncFn() -> Arc<dyn Bus>) -> Result<(), Violati
                 .await
                 .map_err(|error| Violation { promise: $promise, detail: error.to_string() })?;
             bus.shutdown().await;
+            kept.push($promise);
         )+};
     }
     run! {
@@ -65,7 +67,7 @@ pub async fn run_all(make: impl AsyncFn() -> Arc<dyn Bus>) -> Result<(), Violati
         "an older fence is refused for ever" => older_fences_are_refused,
         "a closed bus says so" => closed_bus_says_so,
     }
-    Ok(())
+    Ok(kept)
 }
 
 /// An event to append, distinct by its id.

@@ -18,9 +18,9 @@ pub mod provision;
 mod standin;
 mod subject;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 #[cfg(test)]
-mod tests_support;
+pub(crate) mod tests_support;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 

@@ -6,6 +6,7 @@ mod capabilities;
 mod edges;
 mod ledger;
 mod logs;
+mod nats;
 mod overload;
 mod provenance;
 mod repair;

@@ -24,6 +24,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub struct Options {
     pub version: &'static str,
     pub sync_always: bool,
+    /// Its store is in memory where the system has a place for that, for tests that don't end it.
+    pub volatile: bool,
     /// More of its configuration, at the top level.
     pub more: String,
     /// Scheme, user and password as clients must give them.
@@ -32,7 +34,7 @@ pub struct Options {
 
 impl Options {
     pub fn new(version: &'static str) -> Self {
-        Self { version, sync_always: true, more: String::new(), login: "nats://".to_owned() }
+        Self { version, sync_always: true, volatile: false, more: String::new(), login: "nats://".to_owned() }
     }
 }
 
@@ -106,7 +108,12 @@ impl Server {
     }
 
     fn prepare(options: Options, name: &str, more: &str) -> Self {
-        let directory = tempfile::tempdir().unwrap();
+        let memory = Path::new("/dev/shm");
+        let directory = match options.volatile && memory.is_dir() {
+            true => tempfile::tempdir_in(memory),
+            false => tempfile::tempdir(),
+        };
+        let directory = directory.unwrap();
         let (address, port) = (address(), next_port());
         let config = directory.path().join("nats.conf");
         let store = directory.path().join("store");

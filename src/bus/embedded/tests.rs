@@ -3,7 +3,7 @@
 use super::*;
 use crate::{
     bus::conformance::{event, run_all},
-    clock,
+    clock, guarantees,
 };
 
 fn on_disk(path: &Path) -> Config {
@@ -12,20 +12,22 @@ fn on_disk(path: &Path) -> Config {
 
 #[tokio::test]
 async fn conforms_in_memory() {
-    run_all(async || Embedded::in_memory(clock::system()) as Arc<dyn Bus>).await.unwrap();
+    let kept = run_all(async || Embedded::in_memory(clock::system()) as Arc<dyn Bus>).await.unwrap();
+    guarantees::conforms("in memory", &kept);
 }
 
 #[tokio::test]
 async fn conforms_on_disk() {
     let dir = tempfile::tempdir().unwrap();
     let next = std::cell::Cell::new(0);
-    run_all(async || {
+    let kept = run_all(async || {
         next.set(next.get() + 1);
         let path = dir.path().join(next.get().to_string());
         Embedded::open(on_disk(&path), clock::system()).unwrap() as Arc<dyn Bus>
     })
     .await
     .unwrap();
+    guarantees::conforms("on disk", &kept);
 }
 
 /// Each look at it is a minute earlier.

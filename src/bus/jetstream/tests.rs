@@ -3,15 +3,16 @@
 use super::*;
 use crate::{
     bus::conformance::{event, run_all},
-    clock,
+    clock, guarantees,
 };
 
+mod counted;
 mod faults;
 mod foundation;
 mod login;
 mod proxy;
 #[path = "../../../tests/it/nats_server.rs"]
-pub(super) mod server;
+pub(crate) mod server;
 
 use server::{NEWEST, OLDEST, Server};
 
@@ -44,12 +45,13 @@ async fn open(config: Config) -> Arc<JetStream> {
 async fn conforms(version: &'static str) {
     let server = Server::start(version).await;
     let next = std::cell::Cell::new(0);
-    run_all(async || {
+    let kept = run_all(async || {
         next.set(next.get() + 1);
         open(config(&server, &format!("S{}", next.get()))).await as Arc<dyn Bus>
     })
     .await
     .unwrap();
+    guarantees::conforms(&format!("NATS {version}"), &kept);
 }
 
 on_both!(conforms_to_the_contract, conforms);

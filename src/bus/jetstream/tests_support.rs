@@ -3,7 +3,7 @@
 use super::{Chance, Config};
 
 /// A stream of its own, with its copy in memory.
-pub(super) fn config(url: String, stream: &str) -> Config {
+pub(crate) fn config(url: String, stream: &str) -> Config {
     Config {
         stream: stream.to_owned(),
         subject_prefix: stream.to_lowercase(),

@@ -14,7 +14,6 @@ use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::{
-    bus::Bus,
     globalsim::simulator::{self, Faults, faults},
     ingest::{
         DetailsMode,

@@ -6,7 +6,6 @@ use jiff::SignedDuration;
 
 use super::{backfilled, rig::Rig};
 use crate::{
-    bus::Bus,
     globalsim::simulator::{EventSpec, Faults, TruthEvent, faults},
     ingest::DetailsMode,
 };

@@ -11,7 +11,6 @@ use super::{
     rig::{Rig, Run, quiet},
 };
 use crate::{
-    bus::Bus,
     event::Predicate,
     globalsim::simulator::{self, Faults, TruthEvent, faults},
     log::{Direction, ReadRequest},

@@ -6,7 +6,6 @@ use jiff::SignedDuration;
 
 use super::{backfilled, rig::Rig};
 use crate::{
-    bus::Bus,
     event::{Provenance, Via, identity::details_id},
     globalsim::simulator::{EventSpec, Faults, TruthEvent, faults},
 };

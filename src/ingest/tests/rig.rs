@@ -14,12 +14,16 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use jiff::Timestamp;
 use serde_json::Value;
-use tokio::{net::TcpListener, sync::mpsc, task::JoinHandle};
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, watch},
+    task::JoinHandle,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     bus::{
-        AppendError, Appended, Bucket, Bus, Change, Entry, Fence, Health, KvError, Lease, NewEvent,
+        AppendError, Appended, Bucket, Bus, Change, Entry, Fence, Fill, Health, KvError, Lease, NewEvent,
         embedded::Embedded,
     },
     clock::{SharedClock, TokioClock},
@@ -41,7 +45,7 @@ const START: &str = "2025-11-05T11:30:00Z";
 
 pub(in crate::ingest) struct Rig {
     pub sim: simulator::Handle,
-    pub bus: Arc<Embedded>,
+    pub bus: Arc<dyn Bus>,
     pub clock: SharedClock,
     pub config: Config,
     pub budget: u32,
@@ -285,7 +289,7 @@ impl Run {
 struct Attended(Arc<dyn Bus>);
 
 /// Waits while the clock stands still. Tokio does not advance a paused clock while something blocking is running.
-async fn standing<T>(wait: impl Future<Output = T>) -> T {
+pub(super) async fn standing<T>(wait: impl Future<Output = T>) -> T {
     let (done, until) = std::sync::mpsc::channel::<()>();
     let held = tokio::task::spawn_blocking(move || until.recv().is_ok());
     let result = wait.await;
@@ -334,6 +338,10 @@ impl Bus for Attended {
 
     async fn lease(&self, name: &str, ttl: Duration) -> Result<Lease, KvError> {
         self.0.lease(name, ttl).await
+    }
+
+    fn fill(&self) -> watch::Receiver<Fill> {
+        self.0.fill()
     }
 
     fn health(&self) -> Health {

@@ -1,7 +1,7 @@
 //! Several gateways, one key: whoever polls, upstream counts no more than one may send.
 
 use super::{super::share::KEY, *};
-use crate::bus::{Bucket, Bus as _};
+use crate::bus::Bucket;
 
 async fn rig(budget: u32) -> Rig {
     let mut rig = Rig::new(Faults::default()).await;

@@ -9,10 +9,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::{backfilled, rig::Rig};
 use crate::{
-    bus::{
-        AppendError, Appended, Bucket, Bus, Change, Entry, Fence, Health, KvError, Lease, NewEvent,
-        embedded::Embedded,
-    },
+    bus::{AppendError, Appended, Bucket, Bus, Change, Entry, Fence, Health, KvError, Lease, NewEvent},
     event::SealError,
     globalsim::simulator::Faults,
     ingest::{DetailsMode, position},
@@ -22,7 +19,7 @@ use crate::{
 /// A bus whose appends fail as told.
 #[derive(Debug)]
 struct Moody {
-    inner: Arc<Embedded>,
+    inner: Arc<dyn Bus>,
     away: AtomicBool,
     /// Ids that can't be stored.
     bad: Mutex<Vec<String>>,

@@ -4,7 +4,7 @@
 //! server keeps them aside, checks all conditions when the last one is there, and answers that one. A message that is
 //! lost on the way makes the batch incomplete, and a batch without its end is dropped after ten seconds.
 
-use std::time::Duration;
+use std::{sync::atomic::Ordering, time::Duration};
 
 use async_nats::{Client, HeaderMap, StatusCode};
 use futures_util::StreamExt;
@@ -18,6 +18,10 @@ use crate::bus::jetstream::message::Draft;
 pub(in crate::bus::jetstream) const BATCH_MESSAGES_MAX: usize = 1_000;
 /// How long the answer may take.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often it is looked whether the connection was made anew: an answer that was on its way is lost then.
+const LINK_EVERY: Duration = Duration::from_millis(100);
+/// How long the answer may take from then on: what the client had not sent yet is sent on the new connection.
+const ANSWER_TIMEOUT_ANEW: Duration = Duration::from_millis(500);
 
 const BATCH_ID: &str = "Nats-Batch-Id";
 const BATCH_SEQUENCE: &str = "Nats-Batch-Sequence";
@@ -84,6 +88,8 @@ pub(in crate::bus::jetstream) async fn publish(
 ) -> Result<u64, Refusal> {
     let unknown = |error: &dyn std::fmt::Display| Refusal::Unknown(error.to_string());
     let count = drafts.len();
+    let connects = || client.statistics().connects.load(Ordering::Relaxed);
+    let connects_before = connects();
     let inbox = client.new_inbox();
     // Its last token is random and long enough; an id may have 64 characters.
     let id = inbox.rsplit('.').next().unwrap_or(&inbox).to_owned();
@@ -107,10 +113,20 @@ pub(in crate::bus::jetstream) async fn publish(
         };
         sent.map_err(|error| unknown(&error))?;
     }
-    let deadline = Instant::now() + ANSWER_TIMEOUT;
+    let mut deadline = Instant::now() + ANSWER_TIMEOUT;
+    let mut anew = false;
     loop {
-        let message = tokio::time::timeout_at(deadline, answers.next()).await;
-        let message = message.map_err(|_| Refusal::Unknown("the server did not answer".to_owned()))?;
+        let look = deadline.min(Instant::now() + LINK_EVERY);
+        let Ok(message) = tokio::time::timeout_at(look, answers.next()).await else {
+            if Instant::now() >= deadline {
+                return Err(Refusal::Unknown("the server did not answer".to_owned()));
+            }
+            if !anew && connects() != connects_before {
+                anew = true;
+                deadline = deadline.min(Instant::now() + ANSWER_TIMEOUT_ANEW);
+            }
+            continue;
+        };
         let message = message.ok_or_else(|| Refusal::Unknown("the connection was closed".to_owned()))?;
         if message.status == Some(StatusCode::NO_RESPONDERS) {
             return Err(Refusal::Rejected(

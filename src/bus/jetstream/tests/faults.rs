@@ -26,7 +26,7 @@ async fn insist(bus: &Arc<JetStream>, batch: Vec<NewEvent>) -> Vec<Appended> {
 }
 
 /// Ids by sequence; stamps must not decrease.
-fn ids(bus: &JetStream) -> BTreeMap<u64, String> {
+pub(super) fn ids(bus: &JetStream) -> BTreeMap<u64, String> {
     let (mut ids, mut from, mut newest) = (BTreeMap::new(), 0, i64::MIN);
     from = from.max(bus.log().bounds().first_seq.saturating_sub(1));
     loop {
@@ -61,7 +61,7 @@ async fn ids_in_stream(server: &Server) -> BTreeMap<u64, String> {
     ids
 }
 
-async fn complete(bus: &JetStream) {
+pub(super) async fn complete(bus: &JetStream) {
     let mut fill = bus.fill();
     let complete = fill.wait_for(|fill| *fill == Fill::Complete);
     tokio::time::timeout(Duration::from_secs(60), complete).await.expect("never complete").unwrap();
@@ -81,7 +81,7 @@ fn assert_once(ids: &BTreeMap<u64, String>, expected: usize) {
     assert_eq!((ids.len(), distinct.len()), (expected, expected), "{ids:?}");
 }
 
-fn batch(prefix: &str, count: usize) -> Vec<NewEvent> {
+pub(super) fn batch(prefix: &str, count: usize) -> Vec<NewEvent> {
     (0..count).map(|n| event(&format!("{prefix}{n}"))).collect()
 }
 

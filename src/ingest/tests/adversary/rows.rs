@@ -266,6 +266,7 @@ pub fn failures() -> Vec<Scenario> {
             .at(120, Act::Rotate)
             .ends("KeyError"),
         new("28", "a second gateway on the same bus", calm()).at(60, Act::Second),
+        new("28b", "the same, and the first one crashes", calm()).at(60, Act::Second).at(150, Act::Crash),
         new("29", "five crashes", calm())
             .at(50, Act::Crash)
             .at(51, Act::Start)

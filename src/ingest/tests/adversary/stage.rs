@@ -1,7 +1,7 @@
 //! One run: a fleet with live traffic, a poller as it is delivered, the document's loop beside it, and what goes wrong
 //! at which second.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use jiff::SignedDuration;
 use serde_json::json;
@@ -21,6 +21,7 @@ use crate::{
     },
     ingest::tests::{
         backfilled,
+        nats::{Nats, Stream},
         rig::{Rig, Run, quiet},
     },
 };
@@ -133,19 +134,21 @@ pub struct Finished {
     pub quarantined: u64,
 }
 
-struct Stage {
+struct Stage<'a> {
     rig: Rig,
+    /// Where the rig's log is, where that is on NATS.
+    stream: Option<Stream<'a>>,
     run: Option<Run>,
-    second: Option<Run>,
+    second: Option<(Run, Arc<dyn Bus>)>,
     /// Rows that pollers put aside which run no more: each counts its own.
     quarantined: u64,
     key_file: std::path::PathBuf,
     _dir: TempDir,
 }
 
-/// Plays a scenario to its end.
-pub async fn play(scenario: &Scenario) -> Figures {
-    let mut stage = Stage::set(scenario).await;
+/// Plays a scenario to its end, on a log in memory or on NATS.
+pub async fn play(scenario: &Scenario, nats: Option<&Nats>) -> Figures {
+    let mut stage = Stage::set(scenario, nats).await;
     let sim = Monitored { path: API_PATH.to_owned(), key: LOOP_KEY.to_owned(), iccid: WATCHED.to_owned() };
     let dialer = stage.rig.sim.dialer();
     let began = Instant::now();
@@ -177,12 +180,14 @@ pub async fn play(scenario: &Scenario) -> Figures {
     let finished = stage.finish().await;
     let mut shown = stage.rig.sim.truth();
     shown.retain(|truth| truth.n <= last && truth.iccid == WATCHED && !is_unusable(truth));
-    Figures::of(&stage.rig, finished, Document::of(&shown, &record, ended))
+    let figures = Figures::of(&stage.rig, finished, Document::of(&shown, &record, ended));
+    stage.rig.bus.shutdown().await;
+    figures
 }
 
-impl Stage {
+impl<'a> Stage<'a> {
     /// The fleet with its past, and a poller that has read it.
-    async fn set(scenario: &Scenario) -> Self {
+    async fn set(scenario: &Scenario, nats: Option<&'a Nats>) -> Self {
         // What was taken away before there was a poller is no loss of the poller's.
         let faults = Faults { paging: Paging::default(), ..scenario.faults.clone() };
         let config = simulator::Config {
@@ -197,15 +202,27 @@ impl Stage {
         let key_file = dir.path().join("key");
         std::fs::write(&key_file, DEFAULT_API_KEY).unwrap();
         rig.key = KeySource::File(key_file.clone());
+        let stream = nats.map(|nats| nats.stream(Arc::clone(&rig.clock)));
+        if let Some(stream) = &stream {
+            rig.bus = stream.gateway().await;
+        }
         let mut run = rig.run();
         backfilled(&mut run).await;
         if rig.sim.faults() != scenario.faults {
             rig.sim.set_faults(scenario.faults.clone());
         }
-        let stage = Self { rig, run: Some(run), second: None, quarantined: 0, key_file, _dir: dir };
+        let stage = Self { rig, stream, run: Some(run), second: None, quarantined: 0, key_file, _dir: dir };
         stage.burst_of_watched();
         stage.rig.sim.set_rate(scenario.rate);
         stage
+    }
+
+    /// The bus of a gateway that starts. In memory there is but one.
+    async fn gateway(&self) -> Arc<dyn Bus> {
+        match &self.stream {
+            Some(stream) => stream.gateway().await,
+            None => Arc::clone(&self.rig.bus),
+        }
     }
 
     fn burst_of_watched(&self) {
@@ -234,6 +251,10 @@ impl Stage {
     fn end(&mut self) -> Run {
         let run = self.run.take().expect("it runs");
         self.quarantined += run.status.borrow().quarantined;
+        // What goes on being filled is the log of who goes on.
+        if let Some((_, bus)) = &self.second {
+            self.rig.bus = Arc::clone(bus);
+        }
         run
     }
 
@@ -243,8 +264,14 @@ impl Stage {
             Act::Switch(faults) => sim.set_faults((**faults).clone()),
             Act::Stop => self.end().stop().await,
             Act::Crash => drop(self.end()),
-            Act::Start => self.run = Some(self.rig.run()),
-            Act::Second => self.second = Some(self.rig.run()),
+            Act::Start => {
+                self.rig.bus = self.gateway().await;
+                self.run = Some(self.rig.run());
+            }
+            Act::Second => {
+                let bus = self.gateway().await;
+                self.second = Some((self.rig.run_on(Arc::clone(&bus)), bus));
+            }
             Act::Withdraw => sim.set_api_keys(vec![NEW_KEY.to_owned()]),
             Act::Rotate => std::fs::write(&self.key_file, NEW_KEY).unwrap(),
             Act::Limit(per_minute) => sim.set_requests_per_minute(*per_minute),
@@ -292,15 +319,23 @@ impl Stage {
             }
         }
         // What is late for a copy, a gap or the quarantine has come by then.
-        let run = self.run.as_mut().or(self.second.as_mut()).expect("one runs");
+        let run = self.run.as_mut().or(self.second.as_mut().map(|(run, _)| run)).expect("one runs");
         // It says so by upstream's clock where that is behind.
         let behind = SignedDuration::from_secs(self.rig.sim.faults().content.clock_skew_s.min(0));
         let now = self.rig.clock.now() + behind;
         let seen = run.status.wait_for(|status| status.seen_until.is_some_and(|seen| seen > now));
         let said = tokio::time::timeout(PATIENCE, seen).await.is_ok();
         let quarantined = self.quarantined + run.status.borrow().quarantined;
-        for run in [self.run.take(), self.second.take()].into_iter().flatten() {
+        let (second, bus) = self.second.take().unzip();
+        for run in [self.run.take(), second].into_iter().flatten() {
             run.stop().await;
+        }
+        // Each gateway has the same log, whoever polls.
+        if let (Some(stream), Some(bus)) = (&self.stream, bus) {
+            let bounds = self.rig.bus.log().bounds();
+            stream.reached(&bus, bounds.last_seq).await;
+            assert_eq!(bus.log().bounds().events, bounds.events);
+            bus.shutdown().await;
         }
         Finished { said, quarantined }
     }

@@ -4,19 +4,13 @@
 //! figures depend on which of two tasks is first at some millisecond; those of a run are held to the bounds of its
 //! scenario, and the document tells those of the run that wrote it.
 
-use std::{fs, path::PathBuf};
+use super::{figures::Figures, rows};
+use crate::guarantees::Table;
 
-use parking_lot::Mutex;
-
-use super::figures::Figures;
-
-/// Parts write one document, in tests that may run at the same time.
-static DOCUMENT: Mutex<()> = Mutex::new(());
-/// Set to write the document.
-const BLESS: &str = "SIMCAST_BLESS";
 const HEAD: &str = "| row | what is done | exposed | in the log | forgotten | recall | copies | gaps | put aside | worst \
                     minute | p50 | p99 | loop: shown | recall | lines each | end |\n\
                     |---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|\n";
+const HEAD_ON_NATS: &str = "| row | recall | copies | gaps | p99 |\n|---|---|---|---|---|\n";
 /// Columns that must be the same: row, what is done, recall, copies, gaps, put aside.
 const EXACT: [usize; 6] = [0, 1, 5, 6, 7, 8];
 
@@ -49,33 +43,26 @@ impl Line {
             loops.ended
         )
     }
-}
 
-fn path() -> PathBuf {
-    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/GUARANTEES.md"))
+    fn to_markdown_on_nats(&self) -> String {
+        let Self { row, figures: f, .. } = self;
+        format!("| {row} | {:.3} | {:.3} | {} | {:.1} s |", f.recall(), f.copies(), f.gaps, f.p99_s)
+    }
 }
 
 /// Holds the document's part to these lines, or writes it.
 pub fn check(part: &str, lines: &[Line]) {
-    let (begin, end) =
-        (format!("<!-- adversary: {part} -->\n"), format!("<!-- end of adversary: {part} -->\n"));
-    let lines: Vec<String> = lines.iter().map(Line::to_markdown).collect();
-    let _alone = DOCUMENT.lock();
-    let document = fs::read_to_string(path()).unwrap();
-    let (before, rest) = document.split_once(&begin).expect("the document has the part's marker");
-    let (told, after) = rest.split_once(&end).expect("the document has the end of the part");
-    if std::env::var_os(BLESS).is_some() {
-        let table = lines.join("\n");
-        fs::write(path(), format!("{before}{begin}{HEAD}{table}\n{end}{after}")).unwrap();
-        return;
-    }
-    let told: Vec<_> = told.lines().skip(2).map(exact).collect();
-    let are: Vec<_> = lines.iter().map(|line| exact(line)).collect();
-    assert_eq!(told, are, "docs/GUARANTEES.md tells otherwise: SIMCAST_BLESS=1 cargo test --lib adversary");
+    let name = format!("adversary: {part}");
+    let table = Table { name: &name, head: HEAD, exact: &EXACT, tests: "adversary" };
+    table.check(&lines.iter().map(Line::to_markdown).collect::<Vec<_>>());
 }
 
-/// The columns that must be the same.
-fn exact(line: &str) -> Vec<String> {
-    let cells: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
-    EXACT.iter().map(|at| cells.get(*at).copied().unwrap_or_default().to_owned()).collect()
+/// Holds the document's table of runs on NATS to these lines, or writes them into it.
+pub fn check_on_nats(lines: &[Line]) {
+    let parts = [rows::moving, rows::parameters, rows::late, rows::contents, rows::failures, rows::together];
+    let rows: Vec<_> = parts.iter().flat_map(|part| part()).map(|scenario| scenario.row).collect();
+    // All but the time.
+    let table =
+        Table { name: "adversary on NATS", head: HEAD_ON_NATS, exact: &[0, 1, 2, 3], tests: "on_nats" };
+    table.check_some(&rows, &lines.iter().map(Line::to_markdown_on_nats).collect::<Vec<_>>());
 }
