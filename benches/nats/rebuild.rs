@@ -131,7 +131,8 @@ pub async fn floor(args: &[String]) -> Outcome<()> {
     let [url, events] = args else { return Err("floor <url> <events>".into()) };
     let (began, mut left) = (Instant::now(), events.parse::<u64>()?);
     let context = async_nats::jetstream::new(async_nats::connect(url).await?);
-    let consumer = context.get_stream(STREAM).await?.create_consumer(pull::Config {
+    let stream = context.get_stream(STREAM).await?;
+    let consumer = stream.create_consumer(pull::Config {
         deliver_policy: DeliverPolicy::All,
         ack_policy: AckPolicy::None,
         memory_storage: true,
