@@ -5,7 +5,7 @@
 //! README's plan rests on. Servers are real ones on loopback addresses of this run's own. All share the machine, so
 //! CPU time is measured beside wall-clock: on another machine the second differs more than the first.
 //!
-//! `cargo bench --bench nats`, about seven minutes. It needs `SIMCAST_TEST_NATS_2_15`, the path of a nats-server 2.15
+//! `cargo bench --bench nats`, about seven minutes on an idle machine. It needs `SIMCAST_TEST_NATS_2_15`, the path of a nats-server 2.15
 //! (`tests/run` installs one under `target/tools`). Settings, with their defaults: `SIMCAST_BENCH_PARTS`
 //! (append,rebuild,fanout), `SIMCAST_BENCH_EVENTS` (500000, in the stream that is copied), `SIMCAST_BENCH_SIMS`
 //! (20000, of which they are), `SIMCAST_BENCH_RUNS` (3, rebuilds of which the median is printed),
