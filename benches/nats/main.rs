@@ -3,14 +3,15 @@
 //!
 //! One or several gateways, one or three servers: which is enough is a question of figures, and these are what the
 //! README's plan rests on. Servers are real ones on loopback addresses of this run's own. All share the machine, so
-//! CPU time is measured beside wall-clock: on another machine the second differs more than the first.
+//! CPU time is measured beside wall-clock, which depends more on what else the machine does.
 //!
-//! `cargo bench --bench nats`, about seven minutes on an idle machine. It needs `SIMCAST_TEST_NATS_2_15`, the path of a nats-server 2.15
+//! `cargo bench --bench nats`, some ten minutes. It needs `SIMCAST_TEST_NATS_2_15`, the path of a nats-server 2.15
 //! (`tests/run` installs one under `target/tools`). Settings, with their defaults: `SIMCAST_BENCH_PARTS`
 //! (append,rebuild,fanout), `SIMCAST_BENCH_EVENTS` (500000, in the stream that is copied), `SIMCAST_BENCH_SIMS`
 //! (20000, of which they are), `SIMCAST_BENCH_RUNS` (3, rebuilds of which the median is printed),
 //! `SIMCAST_BENCH_SUBSCRIBERS` (2000, of all gateways together), `SIMCAST_BENCH_SCALE` (1.0, share of batches and
-//! seconds). What is stored lies under `TMPDIR`; 5 million events need 20 GB there.
+//! seconds). What is stored lies under `TMPDIR`, where 15 GB must be free: a server lends no more than
+//! three quarters of it.
 
 mod append;
 mod fanout;
