@@ -1,9 +1,9 @@
 //! Real NATS servers for tests: started on addresses of their own, stopped by any means, gone with their test.
 //!
-//! Shared by the tests of the crate (`bus::jetstream`) and those of whole gateways. Each server listens at a loopback
+//! Shared by the tests of the crate (`bus::jetstream`), those of whole gateways and the benchmark of this backend. Each server listens at a loopback
 //! address that is made of this process's id, so that a fixed port is free and stays its own over restarts.
 
-#![allow(dead_code, reason = "each of the two test programs uses a part")]
+#![allow(dead_code, reason = "each program uses a part")]
 
 use std::{
     net::{Ipv4Addr, SocketAddr, TcpStream},
@@ -86,7 +86,10 @@ impl Server {
 
     /// Three servers that know each other, and that have chosen a leader.
     pub async fn cluster(version: &'static str) -> [Self; 3] {
-        let options = Options::new(version);
+        Self::cluster_with(Options::new(version)).await
+    }
+
+    pub async fn cluster_with(options: Options) -> [Self; 3] {
         let mut nodes = ["a", "b", "c"].map(|name| Self::prepare(options.clone(), name, ""));
         let routes: Vec<_> =
             nodes.iter().map(|node| format!("nats://{}:{}", node.address, node.port + 1)).collect();
@@ -136,6 +139,11 @@ impl Server {
     /// As clients give it.
     pub fn url(&self) -> String {
         format!("{}{}", self.options.login, self.socket())
+    }
+
+    /// Of the running process; 0 where there is none.
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().map_or(0, Child::id)
     }
 
     pub fn monitoring_url(&self) -> String {
