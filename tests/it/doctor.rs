@@ -91,7 +91,7 @@ async fn what_differs_is_named(version: &'static str) {
         ("NATS stream", "SIMCAST: "),
         ("NATS settings", "as they should be"),
         ("NATS durability", "synced to disk before it is acknowledged"),
-        ("NATS poller", "polls, and renewed its lease of 10 s"),
+        ("NATS poller", "polls, and renewed its lease of 8 s"),
         ("NATS copy", "the running gateway has every event"),
         ("NATS clock", "agrees"),
     ] {
