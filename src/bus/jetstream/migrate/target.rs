@@ -244,11 +244,11 @@ async fn widen_window(
     found.duplicate_window = wanted_stream(config, 0).duplicate_window;
     // What the server itself adds is not ours to send.
     found.metadata.retain(|name, _| !name.starts_with("_nats."));
-    let minutes = found.duplicate_window.as_secs() / 60;
+    let seconds = found.duplicate_window.as_secs();
     let stream = found.name.clone();
     context.update_stream(found).await.err().map(|error| {
         format!(
-            "duplicate_window of stream {stream} could not be set ({error}); run with a user who may: nats stream edit {stream} --dupe-window={minutes}m"
+            "duplicate_window of stream {stream} could not be set ({error}); run with a user who may: nats stream edit {stream} --dupe-window={seconds}s"
         )
     })
 }
