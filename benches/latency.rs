@@ -15,6 +15,9 @@
 //! `SIMCAST_BENCH_WARM_UP_S` (10), `SIMCAST_BENCH_SIMS` (100), `SIMCAST_BENCH_BURST` (5000),
 //! `SIMCAST_BENCH_UPSTREAM_MS` (100: each answer of upstream takes a random time up to this).
 
+#[path = "shared/get.rs"]
+mod get;
+
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     error::Error,
@@ -24,6 +27,7 @@ use std::{
 };
 
 use futures_util::StreamExt as _;
+use get::get;
 use jiff::Timestamp;
 use serde_json::Value;
 use simcast::{
@@ -35,7 +39,6 @@ use simcast::{
 };
 use tempfile::TempDir;
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
     sync::{mpsc, oneshot},
     time::{Instant, sleep, timeout_at},
@@ -379,17 +382,6 @@ fn subscriber(http: SocketAddr, clock: SharedClock) -> Outcome<mpsc::UnboundedRe
     });
     ready.recv()?;
     Ok(receiver)
-}
-
-/// GET, as JSON.
-async fn get(addr: SocketAddr, path: &str) -> Outcome<Value> {
-    let mut stream = TcpStream::connect(addr).await?;
-    let request = format!("GET {path} HTTP/1.1\r\nhost: {addr}\r\nconnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).await?;
-    let mut answer = Vec::new();
-    stream.read_to_end(&mut answer).await?;
-    let body = answer.windows(4).position(|end| end == b"\r\n\r\n").ok_or("no answer")? + 4;
-    Ok(serde_json::from_slice(&answer[body..])?)
 }
 
 /// Times since visible, ascending, in seconds.

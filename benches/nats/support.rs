@@ -1,5 +1,10 @@
 //! What all parts need: events, the two backends, and what the system knows of a process.
 
+#[path = "../shared/event.rs"]
+mod example;
+#[path = "../shared/get.rs"]
+mod get;
+
 use std::{
     error::Error,
     io::{BufRead as _, BufReader},
@@ -10,19 +15,15 @@ use std::{
     time::{Duration, Instant},
 };
 
+use get::get;
 use jiff::Timestamp;
-use serde_json::{Value, json};
 use simcast::{
     bus::{
         Bus, NewEvent,
         jetstream::{self, Chance, JetStream},
     },
     clock,
-    event::{Event, Iccid, Network, Provenance, Via},
-};
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpStream,
+    event::{Provenance, Via},
 };
 
 pub type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
@@ -57,27 +58,9 @@ pub async fn jetstream(url: String, cache: Option<&Path>, replicas: usize) -> Ou
     Ok(JetStream::open(config, clock::system()).await?)
 }
 
-/// An event like the one of the README, about 750 bytes of JSON, with what the poller notes of it.
+/// As the poller hands it on, with what it notes of it.
 pub fn event(n: u64, sims: u64) -> NewEvent {
-    let id = format!("evt_{n:016x}");
-    let (mut event, sim) = (Event::new(id.clone(), "/globalsim/default".into(), "connection"), n % sims);
-    event.event_id = Some(id);
-    event.iccid = Iccid::parse(&format!("894708{sim:013}")).ok();
-    event.msisdn = Some(format!("+47{sim:08}"));
-    event.device_id = Some(format!("iot_dev_{sim:06}"));
-    event.timestamp = Some("2025-11-05T08:00:00Z".into());
-    event.time = "2025-11-05T08:00:00Z".parse().ok();
-    event.network = Some(Network {
-        country: Some("Norway".into()),
-        country_code: Some("NO".into()),
-        operator: Some("Telenor Norway".into()),
-        network_code: Some("24201".into()),
-        mcc: Some("242".into()),
-        mnc: Some("01".into()),
-        network_type: Some("4G".into()),
-    });
-    event.signal_strength = Some(-65);
-    event.details = Some(json!({"network_type": "4G", "signal_strength": -65}));
+    let mut event = example::event(n, sims);
     let asked = Timestamp::from_microsecond(1_762_329_600_000_000 + n as i64).unwrap_or_default();
     event.provenance = Some(Provenance::new(Via::Tail, asked, asked, Some(asked)));
     NewEvent { event, identity: n, content: n as u32 }
@@ -189,17 +172,6 @@ impl Drop for Gateway {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-/// GET, as JSON.
-async fn get(addr: SocketAddr, path: &str) -> Outcome<Value> {
-    let mut stream = TcpStream::connect(addr).await?;
-    let request = format!("GET {path} HTTP/1.1\r\nhost: {addr}\r\nconnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).await?;
-    let mut answer = Vec::new();
-    stream.read_to_end(&mut answer).await?;
-    let body = answer.windows(4).position(|end| end == b"\r\n\r\n").ok_or("no answer")? + 4;
-    Ok(serde_json::from_slice(&answer[body..])?)
 }
 
 /// Appends events `range` in batches; gives how long that took.

@@ -418,4 +418,4 @@ fn lock_directory(path: &Path) -> Result<File, OpenError> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(in crate::bus) mod tests;

@@ -168,7 +168,7 @@ async fn nobody_else_may_read_the_files() {
 }
 
 /// Everything below a directory.
-fn files(directory: &Path) -> std::collections::BTreeMap<PathBuf, Vec<u8>> {
+pub(in crate::bus) fn files(directory: &Path) -> std::collections::BTreeMap<PathBuf, Vec<u8>> {
     let mut found = std::collections::BTreeMap::new();
     for entry in std::fs::read_dir(directory).unwrap() {
         let path = entry.unwrap().path();

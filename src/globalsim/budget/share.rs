@@ -11,7 +11,7 @@
 //! A gateway that was stopped and goes on must not spend the reserve of before: it has been counted for one minute
 //! only. So it expires ([`VALID`]), by a clock that runs on meanwhile, sooner than anybody can take over.
 
-use std::{collections::BTreeMap, io, path::Path, time::Duration};
+use std::{cmp::Reverse, collections::BTreeMap, io, path::Path, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
@@ -142,8 +142,9 @@ impl Gate {
         let mut state = self.0.state.lock();
         let now = Instant::now();
         state.advance(now);
-        // What this one sent in an earlier turn is in the note as well: each begins by counting what the one before noted.
-        state.table.forget_held();
+        // What this one sent in an earlier turn is in the note as well, since each begins by counting what the one before
+        // noted: it is not counted twice. Unless the bus has lost notes; so no slot is free sooner than either says.
+        let own = state.table.take_held(now);
         let unknown = (HOLD + VALID).saturating_sub(seen_ago).min(HOLD);
         let listed = noted.taken.iter().take(LIST_MAX).flat_map(|(seconds, count)| {
             let left = Duration::from_secs(*seconds);
@@ -155,8 +156,12 @@ impl Gate {
         // However much is noted, all of the budget is the most that can be taken.
         let free = self.0.requests_per_minute.saturating_sub(state.table.used_total());
         let mut slots: Vec<Duration> = slots.collect();
-        slots.sort_unstable();
-        let slots = slots.into_iter().rev().take(free as usize);
+        slots.sort_unstable_by_key(|left| Reverse(*left));
+        slots.resize(slots.len().max(own.len()), Duration::ZERO);
+        for (slot, own) in slots.iter_mut().zip(own) {
+            *slot = own.max(*slot);
+        }
+        let slots = slots.into_iter().take(free as usize);
         if let Err(error) = state.table.hold(slots, now) {
             state.journal_failed(now, error);
         }

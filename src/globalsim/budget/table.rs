@@ -97,12 +97,15 @@ impl Table {
         Ok(())
     }
 
-    /// Frees the slots of requests that are over, which are counted otherwise. For a table without a journal: that
-    /// would still hold them.
-    pub fn forget_held(&mut self) {
-        while let Some((_, index)) = self.held.pop_front() {
+    /// Frees the slots of requests that are over and gives what is left of their time, longest first, to be counted
+    /// otherwise. For a table without a journal: that would still hold them.
+    pub fn take_held(&mut self, now: Instant) -> Vec<Duration> {
+        let mut left = Vec::with_capacity(self.held.len());
+        while let Some((at, index)) = self.held.pop_back() {
             self.release(index);
+            left.push(at.saturating_duration_since(now));
         }
+        left
     }
 
     pub fn expire(&mut self, now: Instant) {

@@ -541,6 +541,27 @@ fn a_shared_gate_sends_what_was_noted_and_for_so_long_only() {
     });
 }
 
+/// The bus was put back to before this gateway polled: what it knows itself still counts.
+#[test]
+fn a_note_that_lacks_what_a_gateway_has_sent_frees_none_of_it() {
+    runtime().block_on(async {
+        let gate = shared(400);
+        let noted = note(&gate, "a", 0).await;
+        (0..8).for_each(|_| gate.try_acquire(Class::Tail).unwrap().finish());
+        gate.revoke();
+        advance(Duration::from_secs(10)).await;
+        let old = Noted { by: "b".to_owned(), reserve: 0, taken: vec![(30, 3)] };
+        gate.take_over(&old, Duration::ZERO);
+        assert_eq!(gate.usage().used_total, 8);
+        advance(Duration::from_secs(40)).await;
+        assert_eq!(gate.usage().used_total, 8, "not free when the note says");
+        // A note that has them is counted instead of them.
+        let taken = vec![(11, 8), (40, 2)];
+        gate.take_over(&Noted { by: "b".to_owned(), reserve: noted.reserve, taken }, Duration::ZERO);
+        assert_eq!(gate.usage().used_total, 20);
+    });
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 

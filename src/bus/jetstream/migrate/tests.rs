@@ -10,7 +10,7 @@ use crate::{
     bus::{
         Bus, Fill,
         conformance::event,
-        embedded::{self, Embedded, snapshot::SnapshotError},
+        embedded::{self, Embedded, snapshot::SnapshotError, tests::files},
         jetstream::{
             JetStream,
             tests::{
@@ -64,16 +64,24 @@ async fn source(path: &Path, first_seq: u64, count: u64) {
     bus.shutdown().await;
 }
 
-fn files(directory: &Path) -> BTreeMap<std::path::PathBuf, Vec<u8>> {
-    let mut found = BTreeMap::new();
-    for entry in std::fs::read_dir(directory).unwrap() {
-        let path = entry.unwrap().path();
-        match path.is_dir() {
-            true => found.extend(files(&path)),
-            false => drop(found.insert(path.clone(), std::fs::read(&path).unwrap())),
-        }
+/// A migration that is cut as soon as it tells of a step.
+async fn cut_at(config: &Config, path: &Path, step: Progress) {
+    let reached = Arc::new(Notify::new());
+    let tell = {
+        let reached = Arc::clone(&reached);
+        Arc::new(move |now| {
+            if now == step {
+                reached.notify_one()
+            }
+        })
+    };
+    let cut = migration(config, path, tell).await.unwrap();
+    let survey = cut.survey().await.unwrap();
+    tokio::select! {
+        biased;
+        () = reached.notified() => {}
+        run = cut.run(&survey) => panic!("{step:?} never came: {run:?}"),
     }
-    found
 }
 
 fn silent() -> Tell {
@@ -289,23 +297,7 @@ async fn interrupted(version: &'static str) {
         Progress::Checked(3_500),
     ];
     for (n, step) in steps.into_iter().enumerate() {
-        let reached = Arc::new(Notify::new());
-        let tell = {
-            let reached = Arc::clone(&reached);
-            Arc::new(move |now| {
-                if now == step {
-                    reached.notify_one()
-                }
-            })
-        };
-        let cut = migration(&config, path, tell).await.unwrap();
-        let survey = cut.survey().await.unwrap();
-        tokio::select! {
-            biased;
-            () = reached.notified() => {}
-            run = cut.run(&survey) => panic!("{step:?} never came: {run:?}"),
-        }
-        drop(cut);
+        cut_at(&config, path, step).await;
         let refused = JetStream::open(config.clone(), clock::system()).await.unwrap_err();
         assert!(matches!(refused, OpenError::Migrating { .. }) && !refused.retryable(), "{refused}");
         if n == 0 {
@@ -467,23 +459,7 @@ async fn disturbed(version: &'static str) {
     let path = directory.path();
     source(path, 1, 2_500).await;
     let config = tests_support::config(server.url(), "S");
-    let reached = Arc::new(Notify::new());
-    let tell = {
-        let reached = Arc::clone(&reached);
-        Arc::new(move |now| {
-            if now == Progress::Copied(1_000) {
-                reached.notify_one()
-            }
-        })
-    };
-    let cut = migration(&config, path, tell).await.unwrap();
-    let survey = cut.survey().await.unwrap();
-    tokio::select! {
-        biased;
-        () = reached.notified() => {}
-        _ = cut.run(&survey) => panic!("it was not cut"),
-    }
-    drop(cut);
+    cut_at(&config, path, Progress::Copied(1_000)).await;
     // As far as the batch that was on its way is concerned, whatever became of it.
     tokio::time::sleep(Duration::from_millis(500)).await;
     server.context().await.publish("s.events.a.b.c", "x".into()).await.unwrap().await.unwrap();
