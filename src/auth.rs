@@ -222,6 +222,16 @@ impl Auth {
         self.tokens.is_empty()
     }
 
+    /// The principal of a token's name, for what its holder has left behind: None once the token is gone or expired.
+    /// What was made while nobody needed a token stays with whoever runs the gateway.
+    pub fn named(&self, name: &str) -> Option<Arc<Principal>> {
+        if name == self.anonymous.name {
+            return Some(Arc::clone(&self.anonymous));
+        }
+        let found = self.tokens.iter().map(|(_, principal)| principal).find(|principal| principal.name == name)?;
+        (!found.expired(self.clock.now())).then(|| Arc::clone(found))
+    }
+
     /// The principal of a token's text (without `Bearer `). In open mode everybody is anonymous, token or not.
     ///
     /// # Errors

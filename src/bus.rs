@@ -233,6 +233,11 @@ pub trait Bus: Send + Sync + std::fmt::Debug + 'static {
     /// Takes the lease `name`, waiting for its holder to release or lose it.
     async fn lease(&self, name: &str, ttl: Duration) -> Result<Lease, KvError>;
 
+    /// Whether other gateways may use the same store at the same time. If not, whatever an earlier process held is free.
+    fn is_shared(&self) -> bool {
+        false
+    }
+
     /// Whether [`Bus::log`] holds everything; a backend whose log is the only one is always complete, and its
     /// receiver never changes.
     fn fill(&self) -> watch::Receiver<Fill> {

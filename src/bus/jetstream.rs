@@ -425,6 +425,10 @@ impl Bus for JetStream {
         Ok(lease)
     }
 
+    fn is_shared(&self) -> bool {
+        true
+    }
+
     fn health(&self) -> Health {
         let closed = self.stopping.is_cancelled().then(|| "the bus is closed".to_owned());
         let unwritable = closed.or_else(|| self.connection.trouble()).or_else(|| self.mirror.unwritable());

@@ -5,7 +5,7 @@ use jiff::Timestamp;
 
 use super::{
     Error, Hub,
-    frame::{self, Encoding, Joiner},
+    frame::{self, Encoding, Item, Joiner},
     subscription::{before_last, gap_of, join, resolve_cursor},
     trace,
 };
@@ -102,6 +102,33 @@ impl Hub {
     /// [`Error::Expired`] where the start is out of range and `on_expired` says fail.
     pub async fn history(&self, query: HistoryQuery) -> Result<History, Error> {
         self.read(move |hub| read(hub, &query)).await
+    }
+
+    /// Stored events by sequence, each as [`Encoding::Items`](super::Encoding::Items) shows it. None for one that is
+    /// no longer kept or can't be read. At most [`HISTORY_MAX`] are looked at.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] where the log can't be read.
+    pub async fn items(
+        &self,
+        seqs: Vec<u64>,
+        policy: Option<Arc<FieldPolicy>>,
+    ) -> Result<Vec<Option<Item>>, Error> {
+        if seqs.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.read(move |hub| {
+            let log = hub.log();
+            let read = |seq: u64| {
+                let found = log.get(seq).map_err(|error| Error::Unavailable(error.to_string()))?;
+                Ok(found.and_then(|event| {
+                    let body = frame::encode(&event, log.incarnation(), Encoding::Items, policy.as_deref()).ok()?;
+                    Some(Item { event, body })
+                }))
+            };
+            seqs.into_iter().take(HISTORY_MAX as usize).map(read).collect()
+        })
+        .await
     }
 
     /// One stored event by id. None where it is unknown, no longer kept, or outside the predicate, which to the

@@ -202,7 +202,12 @@ impl<'p> Encoded<'p> {
 
     /// The encodings of one outlet, filled in for `indices`. An event that can't be encoded stays None.
     fn for_outlet(&mut self, outlet: &Outlet, indices: &[u32]) -> &[Option<Bytes>] {
-        let slots = (self.cache.entry((outlet.encoding, outlet.policy.clone())))
+        // A WebSocket and a webhook get the same JSON of an event.
+        let encoding = match outlet.encoding {
+            Encoding::Items => Encoding::WebSocket,
+            other => other,
+        };
+        let slots = (self.cache.entry((encoding, outlet.policy.clone())))
             .or_insert_with(|| vec![None; self.events.len()]);
         for i in indices {
             let (Some(slot), Some(event)) = (slots.get_mut(*i as usize), self.events.get(*i as usize)) else {
@@ -236,7 +241,7 @@ fn chunks(config: &Config, outlet: &Outlet, encoded: &mut Encoded<'_>, indices: 
             chunks.push(Chunk { batch, starts });
             joiner = Joiner::new(outlet.encoding, 0);
         }
-        joiner.push(event.seq(), bytes);
+        joiner.push(event, bytes);
         last = Some(event);
     }
     if let (false, Some(done)) = (joiner.starts.is_empty(), last) {

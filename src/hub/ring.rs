@@ -25,12 +25,17 @@ impl Chunk {
         self.batch.cursor.seq
     }
 
+    fn bytes(&self) -> usize {
+        self.batch.bytes.len() + self.batch.items.iter().map(|item| item.body.len()).sum::<usize>()
+    }
+
     /// The part behind `position`; the chunk must reach beyond it.
     fn after(&self, position: u64) -> Batch {
         let skip = self.starts.partition_point(|(seq, _)| *seq <= position);
         match self.starts.get(skip) {
             Some((_, at)) if skip > 0 => Batch {
                 bytes: self.batch.bytes.slice(*at as usize..),
+                items: self.batch.items.after(skip),
                 count: self.batch.count - skip as u32,
                 cursor: self.batch.cursor,
             },
@@ -77,12 +82,12 @@ impl Outlet {
     pub(super) fn push(&self, chunks: Vec<Chunk>, bytes_max: usize) {
         let mut ring = self.ring.lock();
         for chunk in chunks {
-            ring.bytes += chunk.batch.bytes.len();
+            ring.bytes += chunk.bytes();
             ring.chunks.push_back(chunk);
         }
         while ring.bytes > bytes_max && ring.chunks.len() > 1 {
             if let Some(old) = ring.chunks.pop_front() {
-                ring.bytes -= old.batch.bytes.len();
+                ring.bytes -= old.bytes();
                 ring.floor = old.last_seq();
             }
         }

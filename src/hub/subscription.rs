@@ -248,7 +248,7 @@ pub(super) fn join(
     let mut joiner = Joiner::new(encoding, page.events.iter().map(|event| event.bytes() + 64).sum());
     for event in &page.events {
         match frame::encode(event, log.incarnation(), encoding, policy) {
-            Ok(bytes) => joiner.push(event.seq(), &bytes),
+            Ok(bytes) => joiner.push(event, &bytes),
             Err(error) => tracing::error!(seq = event.seq(), %error, "stored event can't be encoded"),
         }
     }

@@ -1,0 +1,816 @@
+//! The task that serves one endpoint: takes up events, sends them, settles them.
+//!
+//! One task per endpoint and its own window are what keeps receivers from hurting each other: one that hangs holds
+//! its own requests and nothing else. The task never waits for the store: checkpoints are copies that the supervisor
+//! takes of [`Core`]. It stops sending where it may no longer be the owner ([`Members::valid`]), and where copies can't
+//! be written, since what it sent meanwhile would all be sent again after a crash.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use jiff::Timestamp;
+use parking_lot::Mutex;
+use tokio::{
+    sync::{Notify, watch},
+    time::{Duration, Instant},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Tools,
+    attempt::{Done, Job, Outcome, Prepared},
+    attempts::{self, Attempt},
+    core::{Core, End, FeedKey, Running, rules},
+    endpoint::{Endpoint, Ordering},
+    errand::{self, Errand},
+    feed::{Feed, LastFailure},
+    names,
+    pace::{Signal, Turn, spread},
+    source::{Source, Supply, Wanted},
+    store::{Replay, ReplayState},
+    verdict::{Verdict, judge},
+};
+use crate::{
+    auth::Principal,
+    event::{Gap, Predicate},
+};
+
+/// Units that are held ready to be sent: enough for the widest window, few enough to stay small.
+const READY_MAX: usize = 256;
+/// Events taken up while each waits for the one before.
+const STRICT_AHEAD: usize = 200;
+/// A quiet endpoint looks this often at how far the log has come.
+const IDLE: Duration = Duration::from_secs(2);
+/// Pause after the log could not be read, or the egress proxy failed.
+const TROUBLE: Duration = Duration::from_secs(5);
+/// What waited while a receiver failed is spread over this when it is back.
+const HASTE: Duration = Duration::from_secs(2);
+
+/// What the courier is to do.
+#[derive(Debug, Clone)]
+pub struct Order {
+    /// What was asked for.
+    pub endpoint: Arc<Endpoint>,
+    /// Whose token made it, as that token is now; None where it is no longer valid.
+    pub principal: Option<Arc<Principal>>,
+    /// Replays of it that have not ended.
+    pub replays: Arc<Vec<Replay>>,
+}
+
+/// What others share with a courier.
+#[derive(Debug)]
+pub struct Live {
+    /// See [`Core`].
+    pub core: Mutex<Core>,
+    /// Something changed that the courier should look at.
+    pub wake: Notify,
+    /// Copies can be written; false stops sending.
+    pub saves: watch::Sender<bool>,
+}
+
+/// See the head of this file.
+pub struct Courier {
+    tools: Arc<Tools>,
+    live: Arc<Live>,
+    order: watch::Receiver<Order>,
+    current: Order,
+    prepared: Option<Arc<Prepared>>,
+    /// Why nothing can be sent, where that is so.
+    obstacle: Option<String>,
+    source: Option<Source>,
+    replay: Option<(String, Source)>,
+    /// Not before: the log could not be read.
+    read_again: Instant,
+    posts: FuturesUnordered<BoxFuture<'static, Done>>,
+    errands: FuturesUnordered<BoxFuture<'static, Errand>>,
+    /// The replay had its turn last.
+    replay_was_last: bool,
+    /// The receiver said so; the store does not show it yet.
+    disabling: bool,
+    /// Gaps that are being told: nothing behind them is taken up meanwhile.
+    telling: usize,
+    /// Replays that have been seen, and those whose end is being written.
+    known: BTreeSet<String>,
+    closing: BTreeSet<String>,
+}
+
+impl std::fmt::Debug for Courier {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Courier").field("endpoint", &self.current.endpoint.id).finish_non_exhaustive()
+    }
+}
+
+impl Courier {
+    /// A courier that goes on where `live` stands.
+    pub fn new(tools: Arc<Tools>, live: Arc<Live>, order: watch::Receiver<Order>) -> Self {
+        let current = order.borrow().clone();
+        Self {
+            tools,
+            live,
+            order,
+            current,
+            prepared: None,
+            obstacle: None,
+            source: None,
+            replay: None,
+            read_again: Instant::now(),
+            posts: FuturesUnordered::new(),
+            errands: FuturesUnordered::new(),
+            replay_was_last: false,
+            disabling: false,
+            telling: 0,
+            known: BTreeSet::new(),
+            closing: BTreeSet::new(),
+        }
+    }
+
+    /// Serves until `stop`, then lets what is on its way arrive; `lost` ends it at once.
+    pub async fn run(mut self, stop: CancellationToken, lost: CancellationToken) {
+        self.adopt(None);
+        for (key, first) in self.buried() {
+            self.announce(key, first);
+        }
+        while !lost.is_cancelled() {
+            let stopping = stop.is_cancelled();
+            if stopping && self.posts.is_empty() && self.errands.is_empty() {
+                return;
+            }
+            if !stopping {
+                self.open_sources().await;
+                self.pump();
+            }
+            self.look_after_validity();
+            let wake_at = self.wake_at(stopping);
+            let reads = !stopping && Instant::now() >= self.read_again;
+            let (wants_live, wants_replay) = (reads && self.wants(&FeedKey::Live), reads && self.wants_replay());
+            let live = self.live.clone();
+            let mut saves = live.saves.subscribe();
+            tokio::select! {
+                biased;
+                () = lost.cancelled() => return,
+                () = stop.cancelled(), if !stopping => {}
+                Some(done) = self.posts.next(), if !self.posts.is_empty() => {
+                    self.finish(done);
+                    // Those that have ended meanwhile, without another look at everything else.
+                    for _ in 0..READY_MAX {
+                        match self.posts.next().now_or_never() {
+                            Some(Some(done)) => self.finish(done),
+                            _ => break,
+                        }
+                    }
+                }
+                Some(errand) = self.errands.next(), if !self.errands.is_empty() => self.returned(errand),
+                changed = self.order.changed(), if !stopping => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    let before = self.current.clone();
+                    self.current = self.order.borrow_and_update().clone();
+                    self.adopt(Some(before));
+                }
+                supply = next(&mut self.source), if wants_live => self.supplied(FeedKey::Live, supply),
+                supply = next_of(&mut self.replay), if wants_replay => {
+                    if let Some((id, _)) = &self.replay {
+                        self.supplied(FeedKey::Replay(id.clone()), supply);
+                    }
+                }
+                () = live.wake.notified() => {}
+                _ = saves.changed() => {}
+                () = tokio::time::sleep_until(wake_at) => {}
+            }
+        }
+    }
+
+    /// Takes what was asked for; what did not change stays as it is.
+    fn adopt(&mut self, before: Option<Order>) {
+        let now = Instant::now();
+        let endpoint = self.current.endpoint.clone();
+        let old = before.as_ref().map(|order| order.endpoint.clone());
+        let shown = |order: &Order| {
+            let filter = order.endpoint.filter.clone();
+            (filter, order.principal.as_ref().map(|one| (one.scope.clone(), one.policy.clone())))
+        };
+        let view_changed = before.as_ref().is_none_or(|before| shown(before) != shown(&self.current));
+        if endpoint.disabled.is_some() {
+            self.disabling = false;
+        }
+        let mut core = self.live.core.lock();
+        core.live.set_rules(rules(&endpoint));
+        core.pace.set(endpoint.max_in_flight, endpoint.rate_limit_per_second, now);
+        let resumed = old.as_ref().is_some_and(|old| {
+            (old.paused || old.disabled.is_some()) && !endpoint.paused && endpoint.disabled.is_none()
+        });
+        if resumed || old.as_ref().is_some_and(|old| old.url != endpoint.url) {
+            core.pace.reset();
+            core.live.hasten(now, HASTE);
+        }
+        if endpoint.seeks > core.seeks {
+            core.seeks = endpoint.seeks;
+            let cursor = endpoint.seek_to.as_deref().and_then(|text| crate::event::Cursor::parse(text).ok());
+            if let Some(cursor) = cursor {
+                core.live = Feed::new(rules(&endpoint), cursor.seq);
+                self.source = None;
+            }
+            core.changed = true;
+        }
+        for replay in self.current.replays.iter() {
+            match core.replays.get_mut(&replay.id) {
+                Some(running) if !running.is_known() => running.learn(replay.clone(), now),
+                Some(_) => {}
+                // What is watched may be a moment old, and a replay that has ended must not begin again.
+                None if self.known.insert(replay.id.clone()) => {
+                    let begins = errand::begin_replay(self.tools.clone(), endpoint.id.clone(), replay.id.clone());
+                    self.errands.push(begins.boxed());
+                }
+                None => {}
+            }
+        }
+        drop(core);
+        if view_changed {
+            (self.source, self.replay) = (None, None);
+        }
+        self.prepare();
+        self.close_replays();
+    }
+
+    fn prepare(&mut self) {
+        let (endpoint, tools) = (self.current.endpoint.clone(), &self.tools);
+        (self.prepared, self.obstacle) = (None, None);
+        let Some(principal) = &self.current.principal else {
+            self.obstacle = Some(format!("the token {:?} that made it is no longer valid", endpoint.created_by));
+            return;
+        };
+        let url = tools.guard.check(&endpoint.url).map_err(|error| error.to_string());
+        let (outbound, hub, clock) = (tools.outbound.clone(), tools.hub.clone(), tools.clock.clone());
+        let policy = principal.policy.clone();
+        let prepared = url.and_then(|url| {
+            Prepared::new(endpoint.clone(), url, policy, outbound, hub, clock).map_err(|error| error.to_string())
+        });
+        match prepared {
+            Ok(prepared) => self.prepared = Some(Arc::new(prepared)),
+            Err(error) => {
+                tracing::error!(webhook = endpoint.id, error, "a webhook can't be served");
+                self.obstacle = Some(error);
+            }
+        }
+    }
+
+    fn wanted(&self) -> Option<Wanted> {
+        let principal = self.current.principal.as_ref()?;
+        Some(Wanted {
+            endpoint: self.current.endpoint.id.clone(),
+            predicate: Predicate::new(self.current.endpoint.filter.clone(), principal.scope.clone()),
+            policy: principal.policy.clone(),
+        })
+    }
+
+    /// Whether events may be sent.
+    fn serves(&self) -> bool {
+        let endpoint = &self.current.endpoint;
+        self.prepared.is_some()
+            && !endpoint.paused
+            && endpoint.disabled.is_none()
+            && !self.disabling
+            && *self.live.saves.borrow()
+            && self.tools.members.valid()
+    }
+
+    /// Opens the source of the endpoint's own feed, and of the replay whose turn it is.
+    async fn open_sources(&mut self) {
+        if !self.serves() || Instant::now() < self.read_again {
+            return;
+        }
+        let Some(wanted) = self.wanted() else { return };
+        if self.source.is_none() {
+            let cursor = {
+                let mut core = self.live.core.lock();
+                let seq = core.live.cursor();
+                core.foreign.take().unwrap_or_else(|| self.tools.hub.log().cursor_at(seq))
+            };
+            match Source::live(&self.tools.hub, wanted.clone(), cursor).await {
+                Ok(source) => self.source = Some(source),
+                Err(error) => self.trouble(&error.to_string()),
+            }
+        }
+        let turn = self.turn();
+        if self.replay.as_ref().map(|(id, _)| id) == turn.as_ref().map(|(id, _, _)| id) {
+            return;
+        }
+        self.replay = None;
+        if let Some((id, replay, reached)) = turn {
+            match Source::replay(&self.tools.hub, wanted, &replay, reached).await {
+                Ok(source) => self.replay = Some((id, source)),
+                Err(error) => self.trouble(&error.to_string()),
+            }
+        }
+    }
+
+    /// The replay whose turn it is: single events first, then in the order in which they were asked for.
+    fn turn(&self) -> Option<(String, Replay, u64)> {
+        let core = self.live.core.lock();
+        let open = core.replays.iter().filter(|(_, running)| running.is_known() && !running.exhausted);
+        open.min_by_key(|(id, one)| (one.replay.seq.is_none(), one.replay.created_at, (*id).clone()))
+            .map(|(id, one)| (id.clone(), one.replay.clone(), one.feed.cursor()))
+    }
+
+    fn trouble(&mut self, error: &str) {
+        tracing::warn!(webhook = self.current.endpoint.id, error, "webhook deliveries wait: the log can't be read");
+        self.read_again = Instant::now() + TROUBLE;
+    }
+
+    /// Whether a feed takes more events.
+    fn wants(&self, key: &FeedKey) -> bool {
+        let staged = match key {
+            FeedKey::Live => self.source.as_ref().map(|source| source.staged.len()),
+            FeedKey::Replay(_) => self.replay.as_ref().map(|(_, source)| source.staged.len()),
+        };
+        let told = *key != FeedKey::Live || self.telling == 0;
+        staged == Some(0) && told && self.serves() && self.takes(&mut self.live.core.lock(), key)
+    }
+
+    fn wants_replay(&self) -> bool {
+        self.replay.as_ref().is_some_and(|(id, _)| self.wants(&FeedKey::Replay(id.clone())))
+    }
+
+    fn takes(&self, core: &mut Core, key: &FeedKey) -> bool {
+        let ordering = self.current.endpoint.ordering;
+        // A receiver that fails is not sent anything new but one probe at a time.
+        let failing = core.pace.failing();
+        let Some(feed) = core.feed(key) else { return false };
+        let ready = feed.ready(Instant::now(), READY_MAX);
+        feed.room() > 0
+            && ready < READY_MAX
+            && !(failing && ready + feed.in_flight() > 0)
+            && (ordering != Ordering::Strict || feed.pending_events() < STRICT_AHEAD)
+    }
+
+    /// A source had something.
+    fn supplied(&mut self, key: FeedKey, supply: Supply) {
+        match supply {
+            // Taken up by the next pump.
+            Supply::Events(_) => {}
+            Supply::Gap(gap) => self.lost(&key, &gap),
+            Supply::End => {
+                if let FeedKey::Replay(id) = &key {
+                    if let Some(running) = self.live.core.lock().replays.get_mut(id) {
+                        running.exhausted = true;
+                    }
+                    self.replay = None;
+                    self.close_replays();
+                }
+            }
+            Supply::Failed(error) => {
+                match key {
+                    FeedKey::Live => self.source = None,
+                    FeedKey::Replay(_) => self.replay = None,
+                }
+                self.trouble(&error.to_string());
+            }
+        }
+    }
+
+    /// A range of the log is gone. It is told before the cursor passes it.
+    fn lost(&mut self, key: &FeedKey, gap: &Gap) {
+        if *key != FeedKey::Live {
+            return;
+        }
+        tracing::error!(
+            webhook = self.current.endpoint.id,
+            lost = gap.lost,
+            reason = gap.reason.as_str(),
+            "events were gone before a webhook could be sent"
+        );
+        metrics::counter!(names::GAPS).increment(1);
+        let tools = self.tools.clone();
+        self.telling += 1;
+        self.errands.push(errand::gap(tools, self.current.endpoint.clone(), gap.clone()).boxed());
+    }
+
+    /// Takes up what is staged, then starts what may be started.
+    fn pump(&mut self) {
+        if !self.serves() {
+            return;
+        }
+        let Some(prepared) = self.prepared.clone() else { return };
+        let (live, now) = (self.live.clone(), Instant::now());
+        let mut core = live.core.lock();
+        let core = &mut *core;
+        self.take_up(core, &FeedKey::Live, now);
+        let replay = self.replay.as_ref().map(|(id, _)| FeedKey::Replay(id.clone()));
+        if let Some(key) = &replay {
+            self.take_up(core, key, now);
+        }
+        let wall_us = self.tools.clock.now().as_microsecond();
+        // Those that have been taken up wholly still have units to send.
+        let replays: Vec<FeedKey> = core.replays.keys().cloned().map(FeedKey::Replay).collect();
+        loop {
+            let key = self.choose(core, &replays, now);
+            let Some(key) = key else { break };
+            if !core.pace.admit(core.in_flight(), now) {
+                break;
+            }
+            let Some(unit) = core.feed(&key).and_then(|feed| feed.start(now, wall_us)) else { break };
+            let job = Job {
+                key: key.clone(),
+                members: unit.members.clone(),
+                items: std::mem::take(&mut unit.items),
+                attempt: unit.attempts + 1,
+            };
+            self.replay_was_last = key != FeedKey::Live;
+            core.changed = true;
+            self.posts.push(prepared.clone().attempt(job).boxed());
+        }
+    }
+
+    /// The feed that may send next: the endpoint's own and its replays take turns.
+    fn choose(&self, core: &mut Core, replays: &[FeedKey], now: Instant) -> Option<FeedKey> {
+        let in_flight = core.in_flight();
+        if !core.pace.admits(in_flight, now) {
+            return None;
+        }
+        let due = |feed: &Feed| feed.next_due().is_some_and(|due| due <= now);
+        let live = due(&core.live).then_some(FeedKey::Live);
+        if live.is_some() && (self.replay_was_last || replays.is_empty()) {
+            return live;
+        }
+        for key in replays {
+            let FeedKey::Replay(id) = key else { continue };
+            let Some(running) = core.replays.get_mut(id).filter(|running| running.is_known()) else { continue };
+            if !due(&running.feed) {
+                continue;
+            }
+            let on_their_way = running.feed.in_flight();
+            if running.pace.as_mut().is_none_or(|pace| pace.admit(on_their_way, now)) {
+                return Some(key.clone());
+            }
+        }
+        live
+    }
+
+    /// Moves staged events into their feed, as far as it takes them.
+    fn take_up(&mut self, core: &mut Core, key: &FeedKey, now: Instant) {
+        let mut staged = match key {
+            FeedKey::Live => self.source.as_mut().map(|source| std::mem::take(&mut source.staged)),
+            FeedKey::Replay(_) => self.replay.as_mut().map(|(_, source)| std::mem::take(&mut source.staged)),
+        }
+        .unwrap_or_default();
+        while !staged.is_empty() && self.takes(core, key) {
+            let (Some(feed), Some(item)) = (core.feed(key), staged.pop_front()) else { break };
+            feed.take(item, now);
+        }
+        let source = match key {
+            FeedKey::Live => self.source.as_mut(),
+            FeedKey::Replay(_) => self.replay.as_mut().map(|(_, source)| source),
+        };
+        if let Some(source) = source {
+            source.staged = staged;
+            let told = *key != FeedKey::Live || self.telling == 0;
+            if source.staged.is_empty() && source.is_settled() && told {
+                let position = source.position();
+                if let Some(feed) = core.feed(key) {
+                    feed.pass(position);
+                }
+            }
+        }
+    }
+
+    /// What is on its way is given up when this gateway may no longer be the owner: whoever is sends it again.
+    fn look_after_validity(&mut self) {
+        if self.posts.is_empty() || self.tools.members.valid() {
+            return;
+        }
+        tracing::warn!(webhook = self.current.endpoint.id, "deliveries are given up: the lease ran out");
+        self.posts = FuturesUnordered::new();
+        let now = Instant::now();
+        let mut core = self.live.core.lock();
+        let keys: Vec<FeedKey> = core.replays.keys().cloned().map(FeedKey::Replay).chain([FeedKey::Live]).collect();
+        for key in keys {
+            let Some(feed) = core.feed(&key) else { continue };
+            let firsts: Vec<u64> =
+                feed.pending().filter(|unit| unit.in_flight).filter_map(|unit| unit.members.first().copied()).collect();
+            firsts.into_iter().for_each(|first| feed.give_back(first, now));
+        }
+    }
+
+    fn wake_at(&self, stopping: bool) -> Instant {
+        let now = Instant::now();
+        let mut at = now + IDLE;
+        if stopping || !self.serves() {
+            return at;
+        }
+        let core = self.live.core.lock();
+        let opens = core.pace.opens_at(core.in_flight());
+        let feeds = core.replays.values().map(|running| (&running.feed, running.pace.as_ref()));
+        for (feed, pace) in feeds.chain([(&core.live, None)]) {
+            let Some(due) = feed.next_due() else { continue };
+            if due > now {
+                at = at.min(due);
+                continue;
+            }
+            let own = pace.and_then(|pace| pace.opens_at(feed.in_flight()));
+            // Without a time it waits for an answer.
+            if let Some(opens) = [opens, own].into_iter().flatten().max() {
+                at = at.min(opens.max(now + Duration::from_millis(1)));
+            }
+        }
+        if core.live.next_due().is_none()
+            && let Some(opens) = opens
+            && core.pace.failing()
+        {
+            at = at.min(opens.max(now + Duration::from_millis(1)));
+        }
+        drop(core);
+        self.tools.members.valid_until().map_or(at, |until| at.min(until.max(now + Duration::from_millis(50))))
+    }
+
+    /// An attempt has ended.
+    fn finish(&mut self, done: Done) {
+        let now = Instant::now();
+        let wall = self.tools.clock.now();
+        let live = self.live.clone();
+        let mut core = live.core.lock();
+        let exchange = match &done.outcome {
+            Outcome::Sent(exchange) => exchange,
+            Outcome::Unread(reason) => {
+                if let Some(feed) = core.feed(&done.key) {
+                    feed.give_back(done.first, now + TROUBLE);
+                }
+                drop(core);
+                self.trouble(reason);
+                return;
+            }
+            Outcome::Gone => {
+                let failure = LastFailure { status: None, kind: "gone".to_owned() };
+                if let Some(feed) = core.feed(&done.key) {
+                    feed.bury(done.first, failure);
+                }
+                drop(core);
+                self.announce(done.key, done.first);
+                return;
+            }
+        };
+        let verdict = judge(exchange, wall);
+        let outcome = outcome_name(&verdict);
+        metrics::counter!(names::ATTEMPTS, "outcome" => outcome.clone()).increment(1);
+        *core.totals.attempts.entry(outcome).or_default() += 1;
+        core.changed = true;
+        let mut next = None;
+        let mut ended = attempts::Outcome::Failed;
+        let mut turn = Turn::Same;
+        match verdict.clone() {
+            Verdict::Delivered { disables } => {
+                ended = attempts::Outcome::Delivered;
+                turn = core.pace.answered(Signal::Ok, None, self.tools.chance(), now);
+                let unit = core.feed(&done.key).and_then(|feed| feed.settle(done.first));
+                if let Some(unit) = unit {
+                    core.count(&done.key, &unit, End::Delivered);
+                }
+                core.totals.last_delivered_at = Some(wall);
+                if done.key == FeedKey::Live && done.attempt == 1 {
+                    let observed = done.items.first().and_then(|item| Some(item.event.keys().ok()?.observed_us));
+                    let took = wall.as_microsecond().saturating_sub(observed.unwrap_or(wall.as_microsecond()));
+                    core.totals.latency.add(took.max(0) as u64);
+                }
+                if disables {
+                    self.disable("the receiver answered webhook-delivery: disable", wall);
+                }
+            }
+            Verdict::Aborted(failure) => {
+                ended = attempts::Outcome::Skipped;
+                core.pace.answered(Signal::Ok, None, self.tools.chance(), now);
+                core.totals.last_failure = Some((wall, describe(&failure)));
+                let unit = core.feed(&done.key).and_then(|feed| feed.settle(done.first));
+                if let Some(unit) = unit {
+                    core.count(&done.key, &unit, End::Skipped);
+                }
+            }
+            Verdict::Disabled(failure) => {
+                core.totals.last_failure = Some((wall, describe(&failure)));
+                let reason = match failure.status {
+                    Some(410) => "the receiver answered 410 Gone".to_owned(),
+                    _ => "the receiver answered webhook-delivery: disable".to_owned(),
+                };
+                // It waits for whoever resumes the endpoint, with all its attempts but this one.
+                if let Some(feed) = core.feed(&done.key) {
+                    feed.retry(done.first, now, failure, false);
+                }
+                self.disable(&reason, wall);
+            }
+            Verdict::Failed { failure, signal, retry_after } => {
+                core.totals.last_failure = Some((wall, describe(&failure)));
+                if let Some(signal) = signal {
+                    turn = core.pace.answered(signal, retry_after, self.tools.chance(), now);
+                }
+                let schedule = &self.current.endpoint.retry_schedule;
+                let counts = signal.is_some();
+                let made = core.feed(&done.key).and_then(|feed| feed.get(done.first)).map_or(0, |unit| unit.attempts);
+                let wait = schedule.get(made as usize + 1).copied();
+                match (wait, counts) {
+                    (None, true) => {
+                        ended = attempts::Outcome::DeadLettered;
+                        if let Some(feed) = core.feed(&done.key) {
+                            feed.bury(done.first, failure);
+                        }
+                        self.announce(done.key.clone(), done.first);
+                    }
+                    (wait, _) => {
+                        let by_schedule = spread(Duration::from_secs(wait.unwrap_or(0).into()), self.tools.chance());
+                        let pause = match (retry_after, counts) {
+                            (Some(after), _) => after,
+                            (None, true) => by_schedule,
+                            (None, false) => spread(TROUBLE, self.tools.chance()),
+                        };
+                        if let Some(feed) = core.feed(&done.key) {
+                            feed.retry(done.first, now + pause, failure, counts);
+                        }
+                        next = wall.checked_add(jiff::SignedDuration::try_from(pause).unwrap_or_default()).ok();
+                    }
+                }
+            }
+        }
+        self.turned(&mut core, turn, &verdict, now, wall);
+        drop(core);
+        self.write_down(&done, exchange, ended, next);
+        if let FeedKey::Replay(_) = done.key {
+            self.close_replays();
+        }
+    }
+
+    fn turned(&mut self, core: &mut Core, turn: Turn, verdict: &Verdict, now: Instant, wall: Timestamp) {
+        match turn {
+            Turn::Same => {}
+            Turn::Opened => {
+                core.failing_since = Some(wall);
+                core.live.shed(0);
+                let endpoint = &self.current.endpoint;
+                tracing::warn!(webhook = endpoint.id, "the receiver of a webhook fails; it is only probed");
+                if let Verdict::Failed { failure, .. } = verdict {
+                    let told = super::notices::failing(endpoint, failure, wall);
+                    self.errands.push(errand::tell(self.tools.clone(), vec![told]).boxed());
+                }
+            }
+            Turn::Closed => {
+                // What waits for hours because the receiver was away need not wait any more.
+                core.live.hasten(now, HASTE);
+                core.replays.values_mut().for_each(|running| running.feed.hasten(now, HASTE));
+                if let Some(since) = core.failing_since.take() {
+                    tracing::info!(webhook = self.current.endpoint.id, %since, "the receiver of a webhook is back");
+                    let told = super::notices::recovered(&self.current.endpoint, since, wall);
+                    self.errands.push(errand::tell(self.tools.clone(), vec![told]).boxed());
+                }
+            }
+        }
+    }
+
+    fn disable(&mut self, reason: &str, at: Timestamp) {
+        if !std::mem::replace(&mut self.disabling, true) {
+            let (tools, endpoint) = (self.tools.clone(), self.current.endpoint.clone());
+            self.errands.push(errand::disable(tools, endpoint, reason.to_owned(), at).boxed());
+        }
+    }
+
+    /// Units that were given up and not announced when the gateway stopped.
+    fn buried(&self) -> Vec<(FeedKey, u64)> {
+        let core = self.live.core.lock();
+        let dead = |feed: &Feed| -> Vec<u64> {
+            feed.pending().filter(|unit| unit.dead).filter_map(|unit| unit.members.first().copied()).collect()
+        };
+        let replays = core.replays.iter().map(|(id, one)| (FeedKey::Replay(id.clone()), dead(&one.feed)));
+        let all = replays.chain([(FeedKey::Live, dead(&core.live))]);
+        all.flat_map(|(key, firsts)| firsts.into_iter().map(move |first| (key.clone(), first))).collect()
+    }
+
+    /// Tells the stream that a unit was given up; it leaves its feed when that is durable.
+    fn announce(&mut self, key: FeedKey, first: u64) {
+        let (tools, live, endpoint) = (self.tools.clone(), self.live.clone(), self.current.endpoint.clone());
+        self.errands.push(errand::bury(tools, live, endpoint, key, first).boxed());
+    }
+
+    fn returned(&mut self, errand: Errand) {
+        match errand {
+            Errand::Told | Errand::Disabled => {}
+            Errand::GapTold => self.telling -= 1,
+            Errand::ReplayBegins(replay) => self.begin(replay),
+            Errand::Buried { key, first } => {
+                let mut core = self.live.core.lock();
+                let unit = core.feed(&key).and_then(|feed| feed.settle(first));
+                if let Some(unit) = unit {
+                    core.count(&key, &unit, End::DeadLettered);
+                }
+                drop(core);
+                self.close_replays();
+            }
+            Errand::ReplayClosed { id } => {
+                let mut core = self.live.core.lock();
+                core.replays.remove(&id);
+                core.changed = true;
+            }
+        }
+    }
+
+    /// A replay that was asked for, and has not ended meanwhile, begins.
+    fn begin(&mut self, replay: Replay) {
+        let now = Instant::now();
+        let mut core = self.live.core.lock();
+        if core.replays.contains_key(&replay.id) {
+            return;
+        }
+        let mut running = Running::new(replay.clone(), rules(&self.current.endpoint), now);
+        // An event that waits anyway is not sent twice.
+        running.exhausted = replay.seq.is_some_and(|seq| core.live.hurry(seq, now));
+        core.replays.insert(replay.id, running);
+        core.changed = true;
+        drop(core);
+        self.close_replays();
+    }
+
+    /// Writes the end of replays that are through, and of those that were cancelled.
+    fn close_replays(&mut self) {
+        let live = self.live.clone();
+        let mut core = live.core.lock();
+        let asked: Vec<&str> = self.current.replays.iter().map(|replay| replay.id.as_str()).collect();
+        // A position whose request is no more.
+        core.replays.retain(|id, running| running.is_known() || asked.contains(&id.as_str()));
+        let mut closed = Vec::new();
+        for (id, running) in &core.replays {
+            let is_cancelled = !asked.contains(&id.as_str());
+            if !running.is_known() || self.closing.contains(id) || !(running.is_done() || is_cancelled) {
+                continue;
+            }
+            let state = if is_cancelled { ReplayState::Cancelled } else { ReplayState::Done };
+            closed.push((id.clone(), running.progress, state));
+        }
+        drop(core);
+        for (id, progress, state) in closed {
+            self.closing.insert(id.clone());
+            if self.replay.as_ref().is_some_and(|(open, _)| *open == id) {
+                self.replay = None;
+            }
+            let webhook = self.current.endpoint.id.clone();
+            self.errands.push(errand::close_replay(self.tools.clone(), webhook, id, progress, state).boxed());
+        }
+    }
+
+    fn write_down(
+        &self,
+        done: &Done,
+        exchange: &super::outbound::Exchange,
+        outcome: attempts::Outcome,
+        next_attempt_at: Option<Timestamp>,
+    ) {
+        let Some(head) = done.items.first() else { return };
+        let Ok(keys) = head.event.keys() else { return };
+        let members = done.items.len() as u32;
+        let replay = match &done.key {
+            FeedKey::Live => None,
+            FeedKey::Replay(id) => Some(id.clone()),
+        };
+        let mut attempt = Attempt::of(exchange, done.at);
+        attempt.webhook.clone_from(&self.current.endpoint.id);
+        attempt.event_id = keys.id.to_owned();
+        attempt.seq = head.event.seq();
+        attempt.members = members;
+        attempt.iccid = keys.iccid.map(str::to_owned);
+        attempt.attempt = done.attempt;
+        attempt.outcome = outcome;
+        attempt.replay = replay;
+        attempt.next_attempt_at = next_attempt_at;
+        if members > 1 {
+            let ids = done.items.iter().filter_map(|item| Some(item.event.keys().ok()?.id.to_owned()));
+            attempt.member_ids = ids.collect();
+            let sims = done.items.iter().filter_map(|item| item.event.keys().ok()?.iccid.map(str::to_owned));
+            attempt.member_iccids = sims.collect::<BTreeSet<_>>().into_iter().collect();
+        }
+        self.tools.attempts.record(attempt);
+    }
+}
+
+async fn next(source: &mut Option<Source>) -> Supply {
+    match source {
+        Some(source) => source.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn next_of(replay: &mut Option<(String, Source)>) -> Supply {
+    match replay {
+        Some((_, source)) => source.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// A label of few values.
+fn outcome_name(verdict: &Verdict) -> String {
+    let failure = match verdict {
+        Verdict::Delivered { .. } => return "2xx".to_owned(),
+        Verdict::Aborted(failure) | Verdict::Disabled(failure) | Verdict::Failed { failure, .. } => failure,
+    };
+    match failure.status {
+        Some(status) => format!("{}xx", status / 100),
+        None => failure.kind.clone(),
+    }
+}
+
+fn describe(failure: &LastFailure) -> String {
+    failure.status.map_or_else(|| failure.kind.clone(), |status| status.to_string())
+}

@@ -1,0 +1,390 @@
+//! The one way out to receivers: pooled HTTP/1.1 and HTTP/2, checked addresses, deadlines, and nothing followed.
+//!
+//! A connection is made by [`connector`] to an address that the [`Guard`] has checked at that moment, and goes there
+//! for as long as it lives. Redirects are answers like others; compressed bodies stay compressed; of an answer at most
+//! [`READ_MAX`] are read, and what arrives too slowly is left: the head of an answer decides, and a body that hangs,
+//! drips or never ends only costs its connection.
+//!
+//! A request that fails on a pooled connection without any answer is sent once more on a new one: a receiver that
+//! closes an idle connection at that moment is no fault. It may thus see a request twice, as after any failure.
+
+mod connector;
+
+use std::{
+    error::Error as StdError,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, header};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper_util::{
+    client::legacy::{Client, Error},
+    rt::{TokioExecutor, TokioTimer},
+};
+use jiff::Timestamp;
+use parking_lot::Mutex;
+use rustls::pki_types::CertificateDer;
+use tokio::time::{Instant, timeout_at};
+
+use self::connector::{ConnectError, Connector};
+use super::guard::{CheckedUrl, Guard};
+
+/// Bytes of an answer that are read, and those that are kept.
+pub const READ_MAX: usize = 16 * 1024;
+/// See [`READ_MAX`].
+pub const KEPT_MAX: usize = 4 * 1024;
+/// A body may take this much longer than its head did not.
+const BODY_GRACE: Duration = Duration::from_millis(500);
+/// Connections are made anew after this, so that a name which leads elsewhere is followed.
+const CLIENT_AGE_MAX: Duration = Duration::from_secs(300);
+/// Headers of an answer, at most.
+const ANSWER_HEADERS_MAX: usize = 64;
+
+/// How receivers are reached.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Decides where to.
+    pub guard: Guard,
+    /// An egress proxy that speaks CONNECT. It then looks names up, and has to keep them from leading inside; addresses
+    /// in URLs are still checked here.
+    pub proxy: Option<Proxy>,
+    /// How long a connection may take, with its lookup and its handshake.
+    pub connect_timeout: Duration,
+    /// Certificate authorities beside the system's.
+    pub extra_roots: Vec<CertificateDer<'static>>,
+    /// Idle connections that are kept to one receiver.
+    pub idle_per_host: usize,
+    /// How long they are kept.
+    pub idle: Duration,
+}
+
+impl Config {
+    /// The defaults.
+    pub fn new(guard: Guard) -> Self {
+        Self {
+            guard,
+            proxy: None,
+            connect_timeout: Duration::from_secs(5),
+            extra_roots: Vec::new(),
+            idle_per_host: 64,
+            idle: Duration::from_secs(60),
+        }
+    }
+}
+
+/// An egress proxy.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Proxy {
+    /// Host and port.
+    pub address: String,
+    /// Value of `Proxy-Authorization`.
+    pub authorization: Option<HeaderValue>,
+}
+
+impl std::fmt::Debug for Proxy {
+    /// Without the login.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Proxy").field("address", &self.address).finish_non_exhaustive()
+    }
+}
+
+/// One request and what came of it.
+#[derive(Debug)]
+pub struct Exchange {
+    /// The answer, or why there is none.
+    pub result: Result<Answer, Failure>,
+    /// Who answered, or would have.
+    pub remote: Option<SocketAddr>,
+    /// What took how long.
+    pub timings: Timings,
+}
+
+/// An answer.
+#[derive(Debug)]
+pub struct Answer {
+    /// Status.
+    pub status: u16,
+    /// When the receiver wants to be asked again.
+    pub retry_after: Option<RetryAfter>,
+    /// What else it wants.
+    pub control: Option<Control>,
+    /// The first [`KEPT_MAX`] bytes of its body.
+    pub body: Bytes,
+    /// There was more, or the rest did not come in time.
+    pub truncated: bool,
+}
+
+/// The header `Retry-After`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RetryAfter {
+    /// In so many seconds.
+    Seconds(u64),
+    /// Then.
+    At(Timestamp),
+}
+
+/// The header `webhook-delivery` of an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Control {
+    /// No more events.
+    Disable,
+    /// This event not again.
+    AbortMessage,
+}
+
+/// Why there is no answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// What kind.
+    pub kind: FailureKind,
+    /// For the operator; holds no secret.
+    pub message: String,
+}
+
+/// Kinds of failures.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FailureKind {
+    /// The guard lets nobody connect there.
+    Refused,
+    /// The name can't be looked up.
+    Dns,
+    /// Nobody listens there, or nobody is there.
+    Connect,
+    /// Its certificate, or the handshake.
+    Tls,
+    /// The egress proxy, not the receiver.
+    Proxy,
+    /// The connection was not there in time.
+    ConnectTimeout,
+    /// The answer did not begin in time.
+    HeaderTimeout,
+    /// The connection ended before an answer.
+    Reset,
+    /// What came was no HTTP.
+    Protocol,
+}
+
+impl FailureKind {
+    /// As spelled everywhere.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Refused => "refused",
+            Self::Dns => "dns",
+            Self::Connect => "connect",
+            Self::Tls => "tls",
+            Self::Proxy => "proxy",
+            Self::ConnectTimeout => "connect_timeout",
+            Self::HeaderTimeout => "timeout",
+            Self::Reset => "reset",
+            Self::Protocol => "protocol",
+        }
+    }
+}
+
+/// What took how long; None for the parts of a connection that was there already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Timings {
+    /// Looking the name up.
+    pub dns: Option<Duration>,
+    /// Connecting.
+    pub connect: Option<Duration>,
+    /// The TLS handshake.
+    pub tls: Option<Duration>,
+    /// From the start to the head of the answer.
+    pub first_byte: Option<Duration>,
+    /// All of it.
+    pub total: Duration,
+}
+
+/// What is known of a connection.
+#[derive(Debug, Clone)]
+struct Made {
+    remote: SocketAddr,
+    dns: Duration,
+    connect: Duration,
+    tls: Option<Duration>,
+    used: Arc<AtomicBool>,
+}
+
+type Pool = Client<Connector, Full<Bytes>>;
+
+/// See the head of this file; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Outbound(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    config: Config,
+    connector: Connector,
+    pool: Mutex<(Pool, Instant)>,
+}
+
+impl Outbound {
+    /// Makes the client.
+    ///
+    /// # Errors
+    /// Where the system's certificates can't be used.
+    pub fn new(config: Config) -> Result<Self, rustls::Error> {
+        let connector = Connector::new(&config)?;
+        let pool = Mutex::new((build(&config, &connector), Instant::now()));
+        Ok(Self(Arc::new(Inner { config, connector, pool })))
+    }
+
+    fn pool(&self) -> Pool {
+        let mut pool = self.0.pool.lock();
+        if pool.1.elapsed() >= CLIENT_AGE_MAX {
+            *pool = (build(&self.0.config, &self.0.connector), Instant::now());
+        }
+        pool.0.clone()
+    }
+
+    /// One POST; the head of an answer must be there within `timeout`.
+    pub async fn post(&self, url: &CheckedUrl, headers: HeaderMap, body: Bytes, timeout: Duration) -> Exchange {
+        let started = Instant::now();
+        let deadline = started + timeout;
+        let mut again = true;
+        loop {
+            let pool = self.pool();
+            let mut request = Request::new(Full::new(body.clone()));
+            *request.method_mut() = Method::POST;
+            *request.uri_mut() = url.uri().clone();
+            *request.headers_mut() = headers.clone();
+            let answered = match timeout_at(deadline, pool.request(request)).await {
+                Ok(answered) => answered,
+                Err(_) => {
+                    let message = format!("no answer within {} ms", timeout.as_millis());
+                    return failed(Failure { kind: FailureKind::HeaderTimeout, message }, None, started);
+                }
+            };
+            match answered {
+                Ok(response) => return read(response, started, deadline + BODY_GRACE).await,
+                Err(error) => {
+                    let made = made_of(&error);
+                    let was_pooled = made.as_ref().is_some_and(|made| made.used.swap(true, Ordering::Relaxed));
+                    if was_pooled && std::mem::take(&mut again) {
+                        continue;
+                    }
+                    return failed(classify(&error), made.map(|made| made.remote), started);
+                }
+            }
+        }
+    }
+}
+
+fn build(config: &Config, connector: &Connector) -> Pool {
+    Client::builder(TokioExecutor::new())
+        .pool_timer(TokioTimer::new())
+        .timer(TokioTimer::new())
+        .pool_idle_timeout(config.idle)
+        .pool_max_idle_per_host(config.idle_per_host)
+        .http1_max_headers(ANSWER_HEADERS_MAX)
+        .http2_max_header_list_size(READ_MAX as u32)
+        .build(connector.clone())
+}
+
+/// Reads what is wanted of an answer.
+async fn read(response: Response<Incoming>, started: Instant, deadline: Instant) -> Exchange {
+    let first_byte = started.elapsed();
+    let (head, mut incoming) = response.into_parts();
+    let made = head.extensions.get::<Made>();
+    let is_new = made.is_some_and(|made| !made.used.swap(true, Ordering::Relaxed));
+    let mut body = BytesMut::new();
+    let (mut seen, mut truncated) = (0, false);
+    loop {
+        match timeout_at(deadline, incoming.frame()).await {
+            Ok(None) => break,
+            Ok(Some(Ok(frame))) => {
+                let Ok(data) = frame.into_data() else { continue };
+                seen += data.len();
+                let room = KEPT_MAX - body.len();
+                body.extend_from_slice(data.get(..room.min(data.len())).unwrap_or_default());
+                truncated |= data.len() > room;
+                if seen > READ_MAX {
+                    break;
+                }
+            }
+            // The head has said what became of the request.
+            Ok(Some(Err(_))) | Err(_) => {
+                truncated = true;
+                break;
+            }
+        }
+    }
+    let new = made.filter(|_| is_new);
+    Exchange {
+        result: Ok(Answer {
+            status: head.status.as_u16(),
+            retry_after: head.headers.get(header::RETRY_AFTER).and_then(retry_after),
+            control: head.headers.get(DELIVERY).and_then(control),
+            body: body.freeze(),
+            truncated,
+        }),
+        remote: made.map(|made| made.remote),
+        timings: Timings {
+            dns: new.map(|made| made.dns),
+            connect: new.map(|made| made.connect),
+            tls: new.and_then(|made| made.tls),
+            first_byte: Some(first_byte),
+            total: started.elapsed(),
+        },
+    }
+}
+
+const DELIVERY: HeaderName = HeaderName::from_static("webhook-delivery");
+
+fn retry_after(value: &HeaderValue) -> Option<RetryAfter> {
+    let text = value.to_str().ok()?.trim();
+    if let Ok(seconds) = text.parse() {
+        return Some(RetryAfter::Seconds(seconds));
+    }
+    let at = httpdate::parse_http_date(text).ok()?;
+    Timestamp::try_from(at).ok().map(RetryAfter::At)
+}
+
+fn control(value: &HeaderValue) -> Option<Control> {
+    match value.to_str().ok()?.trim() {
+        "disable" => Some(Control::Disable),
+        "abort-message" => Some(Control::AbortMessage),
+        _ => None,
+    }
+}
+
+fn failed(failure: Failure, remote: Option<SocketAddr>, started: Instant) -> Exchange {
+    let timings = Timings { total: started.elapsed(), ..Timings::default() };
+    Exchange { result: Err(failure), remote, timings }
+}
+
+fn made_of(error: &Error) -> Option<Made> {
+    let mut extensions = http::Extensions::new();
+    error.connect_info()?.get_extras(&mut extensions);
+    extensions.remove()
+}
+
+fn classify(error: &Error) -> Failure {
+    let mut source: Option<&(dyn StdError + 'static)> = Some(error);
+    let mut message = error.to_string();
+    let mut kind = if error.is_connect() { FailureKind::Connect } else { FailureKind::Reset };
+    while let Some(one) = source {
+        if let Some(connect) = one.downcast_ref::<ConnectError>() {
+            return Failure { kind: connect.kind, message: connect.message.clone() };
+        }
+        if let Some(protocol) = one.downcast_ref::<hyper::Error>()
+            && (protocol.is_parse() || protocol.is_parse_status() || protocol.is_parse_too_large())
+        {
+            kind = FailureKind::Protocol;
+        }
+        message = one.to_string();
+        source = one.source();
+    }
+    Failure { kind, message }
+}
+
+#[cfg(test)]
+mod tests;

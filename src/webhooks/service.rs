@@ -1,0 +1,1205 @@
+//! What may be asked of the webhooks: one core under REST, gRPC and the command line.
+//!
+//! Requests may reach any gateway. They write what is wanted, and whoever serves the endpoint does it; what they show
+//! comes from this gateway's memory where it serves the endpoint, else from the last checkpoint (200 ms old).
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use tokio::time::{Duration, Instant};
+
+use super::{
+    ENDPOINTS_MAX, Tools,
+    attempt::{Kind, Prepared},
+    attempts::{self, Attempt, Page, Position, Query},
+    courier::Live,
+    endpoint::{Condition, Endpoint, LiveSecret, Private, SECRETS_MAX, SettingError, Settings},
+    feed::{Saved, SavedUnit},
+    notices::{self, DeadLetter},
+    signature::Secret,
+    source::dead_letters,
+    store::{At, Checkpoint, Only, Progress, Replay, ReplayState, StoreError, Totals},
+    verdict::{Verdict, judge},
+};
+use crate::{
+    auth::Principal,
+    bus::KvError,
+    event::{Cursor, Filter, FilterLimits, OnExpired, Predicate, Start, json as event_json},
+    log::{Direction, ReadRequest},
+};
+
+/// Times that a change is made anew because somebody else was faster.
+const RACES_MAX: u32 = 8;
+/// Longest time that a replaced secret goes on signing.
+pub const OVERLAP_MAX: Duration = Duration::from_secs(7 * 86_400);
+/// How long it does if nobody says otherwise.
+pub const OVERLAP: Duration = Duration::from_secs(86_400);
+/// Replays of one endpoint that are kept, ended or not.
+const REPLAYS_MAX: usize = 100;
+/// Events that a count of a replay looks at in one step.
+const COUNT_STEP: usize = 1_000;
+
+/// Why something was not done.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ServiceError {
+    /// There is no such thing, or the caller may not know of it.
+    #[error("there is no {what} {id:?}")]
+    NotFound {
+        /// `webhook`, `replay` or `delivery`.
+        what: &'static str,
+        /// As asked.
+        id: String,
+    },
+    /// A field of the request.
+    #[error("{message}")]
+    Invalid {
+        /// Which.
+        field: String,
+        /// What is wrong.
+        message: String,
+        /// What to do.
+        hint: Option<String>,
+    },
+    /// The filter looks at what the token may not see.
+    #[error("{message}")]
+    ForbiddenField {
+        /// Which.
+        field: String,
+        /// Why.
+        message: String,
+    },
+    /// Not in this state.
+    #[error("{0}")]
+    Conflict(String),
+    /// A position that is not kept.
+    #[error("{message}")]
+    Expired {
+        /// Oldest position.
+        oldest: String,
+        /// Newest position.
+        newest: String,
+        /// What is wrong.
+        message: String,
+    },
+    /// So many are allowed.
+    #[error("{0}")]
+    Limit(String),
+    /// Not now.
+    #[error("{0}")]
+    Unavailable(String),
+}
+
+impl From<StoreError> for ServiceError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Kv(KvError::Conflict) => {
+                Self::Conflict("somebody else changed it at the same time; try again".into())
+            }
+            other => {
+                tracing::warn!(error = %other, "a request for webhooks failed");
+                Self::Unavailable("the store of webhooks can't be used now".into())
+            }
+        }
+    }
+}
+
+impl From<SettingError> for ServiceError {
+    fn from(error: SettingError) -> Self {
+        Self::Invalid { field: error.field.to_owned(), message: error.message, hint: None }
+    }
+}
+
+impl From<crate::hub::Error> for ServiceError {
+    fn from(error: crate::hub::Error) -> Self {
+        match &error {
+            crate::hub::Error::Expired { oldest, newest, .. } => Self::Expired {
+                oldest: oldest.to_string(),
+                newest: newest.to_string(),
+                message: error.to_string(),
+            },
+            crate::hub::Error::Unavailable(_) => Self::Unavailable(error.to_string()),
+        }
+    }
+}
+
+/// An endpoint as shown.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Shown {
+    /// What was asked for.
+    pub endpoint: Arc<Endpoint>,
+    /// See [`Condition`].
+    pub condition: Condition,
+    /// Why, where it is not active.
+    pub reason: Option<String>,
+    /// Everything up to here is settled or pending.
+    pub cursor: String,
+    /// Events that are not settled.
+    pub pending: u64,
+}
+
+/// How an endpoint is doing.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Stats {
+    /// See [`Condition`].
+    pub condition: Condition,
+    /// Since when its receiver has been failing.
+    pub failing_since: Option<Timestamp>,
+    /// Positions of the log that have not been taken up, whether or not they match.
+    pub behind: u64,
+    /// Events taken up and not settled.
+    pub pending: u64,
+    /// Of these, events that have failed and wait.
+    pub waiting: u64,
+    /// Age of the oldest event that is not settled, seconds; 0 where none is.
+    pub lag_seconds: f64,
+    /// When the oldest one that is pending was first tried.
+    pub oldest_attempt_at: Option<Timestamp>,
+    /// Since it was made.
+    pub totals: Totals,
+    /// The gateway that serves it; empty where none does at the moment.
+    pub owner: String,
+}
+
+/// What a test event met.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TestResult {
+    /// `webhook-id` of it.
+    pub id: String,
+    /// The receiver took it.
+    pub delivered: bool,
+    /// What was written down.
+    pub attempt: Attempt,
+}
+
+/// A replay that is asked for.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct ReplayRequest {
+    /// First event observed at or after; None is everything kept.
+    pub since: Option<Timestamp>,
+    /// Only events observed before; None is up to now.
+    pub until: Option<Timestamp>,
+    /// Beside the endpoint's own.
+    pub filter: Filter,
+    /// See [`Only`].
+    pub only: Only,
+    /// Requests begun in a second, at most.
+    pub rate_limit_per_second: Option<u32>,
+    /// Only counts.
+    pub dry_run: bool,
+}
+
+/// A delivery: one event at one endpoint.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Delivery {
+    /// `dlv_` and the position of the event.
+    pub id: String,
+    /// The event, where it is known.
+    pub event_id: Option<String>,
+    /// See [`Status`].
+    pub status: Status,
+    /// Attempts made.
+    pub attempts: u32,
+    /// When the next is due.
+    pub next_attempt_at: Option<Timestamp>,
+    /// How the last one failed: a status, or what went wrong.
+    pub last_error: Option<String>,
+    /// When the last attempt was made, where that is known.
+    pub last_attempt_at: Option<Timestamp>,
+}
+
+/// Where a delivery stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Status {
+    /// Not tried yet, or on its way.
+    Pending,
+    /// Arrived.
+    Delivered,
+    /// It failed and is tried again.
+    Failed,
+    /// Given up.
+    DeadLettered,
+    /// Refused by the receiver for good.
+    Skipped,
+}
+
+impl Status {
+    /// All of them.
+    pub const ALL: [Self; 5] =
+        [Self::Pending, Self::Delivered, Self::Failed, Self::DeadLettered, Self::Skipped];
+
+    /// As spelled everywhere.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Delivered => "delivered",
+            Self::Failed => "failed",
+            Self::DeadLettered => "dead_lettered",
+            Self::Skipped => "skipped",
+        }
+    }
+
+    /// Reads the spelling.
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|status| status.as_str() == text)
+    }
+}
+
+/// A page of deliveries, newest first.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Deliveries {
+    /// What was found.
+    pub deliveries: Vec<Delivery>,
+    /// Where to go on; None at the end.
+    pub next: Option<String>,
+}
+
+/// Asks; cheap to clone. See the head of this file.
+#[derive(Debug, Clone)]
+pub struct Webhooks {
+    tools: Arc<Tools>,
+}
+
+impl Webhooks {
+    pub(super) fn new(tools: Arc<Tools>) -> Self {
+        Self { tools }
+    }
+
+    /// Whether a caller may know of an endpoint: its own, or all if the caller is held to no filter and no field policy.
+    fn may_see(principal: &Principal, endpoint: &Endpoint) -> bool {
+        endpoint.created_by == principal.name || (principal.scope.is_none() && principal.policy.is_none())
+    }
+
+    async fn found(&self, principal: &Principal, id: &str) -> Result<At<Endpoint>, ServiceError> {
+        let missing = || ServiceError::NotFound { what: "webhook", id: id.to_owned() };
+        if !is_name(id) {
+            return Err(missing());
+        }
+        let found = self.tools.store.endpoint(id).await?.ok_or_else(missing)?;
+        if Self::may_see(principal, &found.value) { Ok(found) } else { Err(missing()) }
+    }
+
+    fn live(&self, id: &str) -> Option<Arc<Live>> {
+        self.tools.lives.read().get(id).cloned()
+    }
+
+    /// Where an endpoint stands: as it is, or as its owner last wrote.
+    async fn position(&self, id: &str) -> Result<Option<Checkpoint>, ServiceError> {
+        if let Some(live) = self.live(id) {
+            let (now, wall) = (Instant::now(), self.tools.clock.now());
+            let core = live.core.lock();
+            let saved = core.live.save(now, wall.as_microsecond());
+            return Ok(Some(Checkpoint {
+                owner: self.tools.members.me().to_owned(),
+                cursor: self.tools.hub.log().cursor_at(saved.cursor).to_string(),
+                live: saved,
+                seeks: core.seeks,
+                failing_since: core.failing_since,
+                replays: BTreeMap::new(),
+                totals: core.totals.clone(),
+            }));
+        }
+        Ok(self.tools.store.checkpoint(id).await?.map(|at| at.value))
+    }
+
+    fn condition(&self, endpoint: &Endpoint, position: Option<&Checkpoint>) -> (Condition, Option<String>) {
+        if let Some(disabled) = &endpoint.disabled {
+            return (Condition::Disabled, Some(disabled.reason.clone()));
+        }
+        if endpoint.paused {
+            return (Condition::Paused, None);
+        }
+        if self.tools.auth.named(&endpoint.created_by).is_none() {
+            let reason = format!("the token {:?} that made it is no longer valid", endpoint.created_by);
+            return (Condition::Suspended, Some(reason));
+        }
+        if let Some(position) = position
+            && let Some(since) = position.failing_since
+        {
+            let last = position.totals.last_failure.as_ref().map_or("", |(_, how)| how.as_str());
+            return (Condition::Failing, Some(format!("since {since}: {last}")));
+        }
+        (Condition::Active, None)
+    }
+
+    async fn shown(&self, endpoint: Arc<Endpoint>) -> Result<Shown, ServiceError> {
+        let position = self.position(&endpoint.id).await?;
+        let (condition, reason) = self.condition(&endpoint, position.as_ref());
+        let pending = position.as_ref().map_or(0, |position| events_of(&position.live));
+        let cursor = position.map_or_else(String::new, |position| position.cursor);
+        Ok(Shown { endpoint, condition, reason, cursor, pending })
+    }
+
+    /// All endpoints that the caller may know of, by id.
+    ///
+    /// # Errors
+    /// [`ServiceError`].
+    pub async fn list(&self, principal: &Principal) -> Result<Vec<Shown>, ServiceError> {
+        let endpoints: Vec<_> = {
+            let table = self.tools.table.read();
+            if !table.synced {
+                return Err(ServiceError::Unavailable("webhooks are still being read".into()));
+            }
+            table.endpoints.values().filter(|endpoint| Self::may_see(principal, endpoint)).cloned().collect()
+        };
+        let mut shown = Vec::with_capacity(endpoints.len());
+        for endpoint in endpoints {
+            shown.push(self.shown(endpoint).await?);
+        }
+        Ok(shown)
+    }
+
+    /// One endpoint.
+    ///
+    /// # Errors
+    /// [`ServiceError`].
+    pub async fn get(&self, principal: &Principal, id: &str) -> Result<Shown, ServiceError> {
+        let found = self.found(principal, id).await?;
+        self.shown(Arc::new(found.value)).await
+    }
+
+    async fn check(&self, principal: &Principal, settings: &Settings) -> Result<(), ServiceError> {
+        settings.check()?;
+        let invalid_url = |message: String| ServiceError::Invalid {
+            field: "url".into(),
+            message,
+            hint: Some("webhooks.allowed_networks in the configuration opens exceptions".into()),
+        };
+        let url = self.tools.guard.check(&settings.url).map_err(|error| invalid_url(error.to_string()))?;
+        // A name that can't be looked up now may be there later; one that leads to a forbidden place is refused now.
+        if let Err(error) = self.tools.guard.resolve(&url).await
+            && error.is_refusal()
+        {
+            return Err(invalid_url(error.to_string()));
+        }
+        principal.predicate(settings.filter.clone()).map_err(|forbidden| ServiceError::ForbiddenField {
+            field: forbidden.field.to_owned(),
+            message: forbidden.to_string(),
+        })?;
+        Ok(())
+    }
+
+    /// The position of a start.
+    async fn resolve(&self, start: Start, predicate: &Predicate) -> Result<Cursor, ServiceError> {
+        let spec = crate::hub::Spec {
+            encoding: crate::hub::Encoding::Items,
+            predicate: predicate.clone(),
+            policy: None,
+            start,
+            on_expired: OnExpired::Fail,
+        };
+        Ok(self.tools.hub.subscribe(spec).await?.opened_at())
+    }
+
+    /// Makes an endpoint; gives it and its secret, which is never shown again.
+    ///
+    /// # Errors
+    /// [`ServiceError`].
+    pub async fn create(
+        &self,
+        principal: &Principal,
+        settings: Settings,
+        start: Start,
+        secret: Option<String>,
+    ) -> Result<(Shown, String), ServiceError> {
+        if !self.tools.store.can_seal() {
+            return Err(ServiceError::Unavailable(
+                "no key for secrets is configured: set webhooks.secret_key_file on every gateway".into(),
+            ));
+        }
+        self.check(principal, &settings).await?;
+        if self.tools.table.read().endpoints.len() >= ENDPOINTS_MAX {
+            let message = format!("there are {ENDPOINTS_MAX} webhooks, which is the most that is allowed");
+            return Err(ServiceError::Limit(message));
+        }
+        let secret = self.secret(secret)?;
+        let predicate = Predicate::new(settings.filter.clone(), principal.scope.clone());
+        let cursor = self.resolve(start, &predicate).await?;
+        let now = self.tools.clock.now();
+        let mut endpoint = Endpoint {
+            id: self.tools.new_id("whk_"),
+            url: String::new(),
+            filter: Filter::default(),
+            description: String::new(),
+            ordering: Default::default(),
+            max_in_flight: 0,
+            rate_limit_per_second: None,
+            batch: None,
+            timeout_ms: 0,
+            retry_schedule: Vec::new(),
+            created_at: now,
+            updated_at: now,
+            created_by: principal.name.clone(),
+            paused: false,
+            disabled: None,
+            seeks: 0,
+            seek_to: None,
+            private: Private {
+                secrets: vec![LiveSecret { text: secret.clone(), until: None }],
+                headers: BTreeMap::new(),
+            },
+        };
+        endpoint.apply(settings, now);
+        let checkpoint = Checkpoint {
+            owner: String::new(),
+            cursor: cursor.to_string(),
+            live: Saved { cursor: cursor.seq, pending: Vec::new() },
+            seeks: 0,
+            failing_since: None,
+            replays: BTreeMap::new(),
+            totals: Totals::default(),
+        };
+        self.tools.store.create(&endpoint, &checkpoint).await?;
+        let endpoint = Arc::new(endpoint);
+        // The caller finds it at once, before the watch tells of it.
+        self.tools.table.write().endpoints.entry(endpoint.id.clone()).or_insert_with(|| endpoint.clone());
+        Ok((self.shown(endpoint).await?, secret))
+    }
+
+    fn secret(&self, given: Option<String>) -> Result<String, ServiceError> {
+        match given {
+            Some(text) => {
+                let invalid = |message: String| ServiceError::Invalid { field: "secret".into(), message, hint: None };
+                Secret::parse(&text).map_err(|error| invalid(error.to_string()))?;
+                Ok(text)
+            }
+            None => Secret::generate()
+                .map(|secret| secret.reveal())
+                .map_err(|error| ServiceError::Unavailable(error.to_string())),
+        }
+    }
+
+    /// Changes an endpoint by `change`, which may be called again where somebody else was faster.
+    async fn change(
+        &self,
+        principal: &Principal,
+        id: &str,
+        mut change: impl FnMut(&mut Endpoint) -> Result<(), ServiceError>,
+    ) -> Result<Arc<Endpoint>, ServiceError> {
+        for _ in 0..RACES_MAX {
+            let At { mut value, revision } = self.found(principal, id).await?;
+            change(&mut value)?;
+            value.updated_at = self.tools.clock.now();
+            match self.tools.store.update(&value, revision).await {
+                Ok(_) => {
+                    let value = Arc::new(value);
+                    let mut table = self.tools.table.write();
+                    // The watch may have told of a later change by now; then that one stays.
+                    let current = table.endpoints.entry(id.to_owned()).or_insert_with(|| value.clone());
+                    if current.updated_at <= value.updated_at {
+                        *current = value.clone();
+                    }
+                    return Ok(value);
+                }
+                Err(StoreError::Kv(KvError::Conflict)) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(StoreError::Kv(KvError::Conflict).into())
+    }
+
+    /// Changes settings. The settings are those that `merge` makes of the present ones.
+    ///
+    /// # Errors
+    /// [`ServiceError`].
+    pub async fn update(
+        &self,
+        principal: &Principal,
+        id: &str,
+        merge: impl Fn(Settings) -> Result<Settings, ServiceError>,
+    ) -> Result<Shown, ServiceError> {
+        let present = self.found(principal, id).await?;
+        let wanted = merge(present.value.settings())?;
+        self.check(principal, &wanted).await?;
+        let now = self.tools.clock.now();
+        let changed = self
+            .change(principal, id, |endpoint| {
+                let settings = merge(endpoint.settings())?;
+                settings.check()?;
+                if settings.url != wanted.url || settings.filter != wanted.filter {
+                    return Err(ServiceError::Conflict("somebody else changed it at the same time; try again".into()));
+                }
+                endpoint.apply(settings, now);
+                Ok(())
+            })
+            .await?;
+        self.shown(changed).await
+    }
+
+    /// Deletes an endpoint with everything about it but what the stream was told.
+    ///
+    /// # Errors
+    /// [`ServiceError`].
+    pub async fn delete(&self, principal: &Principal, id: &str) -> Result<(), ServiceError> {
+        let found = self.found(principal, id).await?;
+        self.tools.store.delete(id, found.revision).await?;
+        self.tools.table.write().endpoints.remove(id);
+        if let Err(error) = self.tools.attempts.forget(id).await {
+            tracing::warn!(%error, id, "the attempts of a deleted webhook could not be removed; they expire");
+        }
+        Ok(())
+    }
+
+    /// Sends nothing until it is resumed; its position stays.
+    ///
+    /// # Errors
+    /// [`ServiceError`].
+    pub async fn pause(&self, principal: &Principal, id: &str) -> Result<Shown, ServiceError> {
+        let changed = self.change(principal, id, |endpoint| {
+            endpoint.paused = true;
+            Ok(())
+        });
+        self.shown(changed.await?).await
+    }
+
+    /// Goes on where it was paused or disabled.
+    ///
+    /// # Errors
+    /// [`ServiceError`].
+    pub async fn resume(&self, principal: &Principal, id: &str) -> Result<Shown, ServiceError> {
+        let changed = self.change(principal, id, |endpoint| {
+            (endpoint.paused, endpoint.disabled) = (false, None);
+            Ok(())
+        });
+        self.shown(changed.await?).await
+    }
+
+    /// Goes on elsewhere: what is pending is not sent any more, unless it lies behind the new position.
+    ///
+    /// # Errors
+    /// [`ServiceError`].
+    pub async fn seek(&self, principal: &Principal, id: &str, start: Start) -> Result<Shown, ServiceError> {
+        let found = self.found(principal, id).await?;
+        let predicate = Predicate::new(found.value.filter.clone(), principal.scope.clone());
+        let cursor = self.resolve(start, &predicate).await?;
+        let changed = self.change(principal, id, |endpoint| {
+            endpoint.seeks += 1;
+            endpoint.seek_to = Some(cursor.to_string());
+            Ok(())
+        });
+        let mut shown = self.shown(changed.await?).await?;
+        shown.cursor = cursor.to_string();
+        Ok(shown)
+    }
+
+    /// A new secret signs from now on; those before go on signing for `overlap`.
+    ///
+    /// # Errors
+    /// [`ServiceError`].
+    pub async fn rotate_secret(
+        &self,
+        principal: &Principal,
+        id: &str,
+        overlap: Duration,
+        secret: Option<String>,
+    ) -> Result<(Shown, String), ServiceError> {
+        if overlap > OVERLAP_MAX {
+            let message = format!("overlap_s is 0 to {}", OVERLAP_MAX.as_secs());
+            return Err(ServiceError::Invalid { field: "overlap_s".into(), message, hint: None });
+        }
+        let secret = self.secret(secret)?;
+        let now = self.tools.clock.now();
+        let until = now.checked_add(jiff::SignedDuration::try_from(overlap).unwrap_or_default()).unwrap_or(now);
+        let changed = self.change(principal, id, |endpoint| {
+            let secrets = &mut endpoint.private.secrets;
+            secrets.retain(|one| one.text != secret && one.until.is_none_or(|until| until > now));
+            for old in secrets.iter_mut() {
+                old.until = Some(old.until.map_or(until, |earlier| earlier.min(until)));
+            }
+            secrets.retain(|one| one.until.is_none_or(|until| until > now));
+            if secrets.len() >= SECRETS_MAX {
+                return Err(ServiceError::Limit(format!(
+                    "{SECRETS_MAX} secrets sign at the same time already; wait until one has ended, or rotate with overlap_s 0"
+                )));
+            }
+            secrets.insert(0, LiveSecret { text: secret.clone(), until: None });
+            Ok(())
+        });
+        Ok((self.shown(changed.await?).await?, secret))
+    }
+
+    /// Sends one event of the type `simcast.test` now, whatever else the endpoint does; its result moves nothing.
+    ///
+    /// # Errors
+    /// [`ServiceError`].
+    pub async fn test(&self, principal: &Principal, id: &str) -> Result<TestResult, ServiceError> {
+        let endpoint = Arc::new(self.found(principal, id).await?.value);
+        let invalid = |message: String| ServiceError::Invalid { field: "url".into(), message, hint: None };
+        let url = self.tools.guard.check(&endpoint.url).map_err(|error| invalid(error.to_string()))?;
+        let now = self.tools.clock.now();
+        let event_id = self.tools.new_id("test_");
+        let mut body = serde_json::Map::new();
+        body.insert("webhook_id".into(), json!(endpoint.id));
+        body.insert("message".into(), json!("This is a test of a webhook; nothing happened to a SIM."));
+        let event = crate::event::Event::gateway(event_id.clone(), "simcast.test", now, body);
+        let mut bytes = Vec::new();
+        event_json::write(&event, now, &mut bytes);
+        let is_batch = endpoint.batch.is_some();
+        if is_batch {
+            bytes.insert(0, b'[');
+            bytes.push(b']');
+        }
+        let tools = &self.tools;
+        let prepared = Prepared::new(
+            endpoint.clone(),
+            url,
+            None,
+            tools.outbound.clone(),
+            tools.hub.clone(),
+            tools.clock.clone(),
+        )?;
+        let kind = if is_batch { Kind::Batch } else { Kind::Event };
+        let exchange = prepared.send(&event_id, kind, bytes.into(), None).await;
+        let delivered = matches!(judge(&exchange, tools.clock.now()), Verdict::Delivered { .. });
+        let mut attempt = Attempt::of(&exchange, now);
+        attempt.webhook.clone_from(&endpoint.id);
+        attempt.event_id.clone_from(&event_id);
+        attempt.members = 1;
+        attempt.attempt = 1;
+        attempt.outcome = if delivered { attempts::Outcome::Delivered } else { attempts::Outcome::Failed };
+        tools.attempts.record(attempt.clone());
+        Ok(TestResult { id: event_id, delivered, attempt })
+    }
+
+    /// How an endpoint is doing.
+    ///
+    /// # Errors
+    /// [`ServiceError`].
+    pub async fn stats(&self, principal: &Principal, id: &str) -> Result<Stats, ServiceError> {
+        let found = self.found(principal, id).await?;
+        let position = self.position(id).await?;
+        let (condition, _) = self.condition(&found.value, position.as_ref());
+        let Some(position) = position else {
+            return Err(ServiceError::NotFound { what: "webhook", id: id.to_owned() });
+        };
+        let pending = &position.live.pending;
+        let settled = pending.first().and_then(|unit| unit.members.first());
+        let settled = settled.map_or(position.live.cursor, |first| first.saturating_sub(1));
+        let edge = self.tools.hub.edge().seq;
+        let oldest = pending.iter().filter_map(|unit| unit.first_attempt_us).min();
+        let is_quiet = pending.is_empty() && position.live.cursor >= edge;
+        Ok(Stats {
+            condition,
+            failing_since: position.failing_since,
+            behind: edge.saturating_sub(position.live.cursor),
+            pending: events_of(&position.live),
+            waiting: pending.iter().filter(|unit| unit.attempts > 0).map(|unit| unit.members.len() as u64).sum(),
+            lag_seconds: if is_quiet { 0.0 } else { self.tools.lag_seconds(settled).unwrap_or(0.0) },
+            oldest_attempt_at: oldest.and_then(|us| Timestamp::from_microsecond(us).ok()),
+            totals: position.totals,
+            owner: position.owner,
+        })
+    }
+
+    /// Asks for a replay; gives it with its count. With `dry_run` nothing is sent and the replay has no id.
+    ///
+    /// # Errors
+    /// [`ServiceError`].
+    pub async fn replay(
+        &self,
+        principal: &Principal,
+        id: &str,
+        request: ReplayRequest,
+    ) -> Result<Replay, ServiceError> {
+        let endpoint = self.found(principal, id).await?.value;
+        let invalid = |field: &str, message: String| ServiceError::Invalid {
+            field: field.to_owned(),
+            message,
+            hint: None,
+        };
+        if let (Some(since), Some(until)) = (request.since, request.until)
+            && since >= until
+        {
+            return Err(invalid("until", "until must be after since".into()));
+        }
+        if let Some(rate) = request.rate_limit_per_second
+            && !(1..=100_000).contains(&rate)
+        {
+            let message = format!("rate_limit_per_second is 1 to 100000, not {rate}");
+            return Err(invalid("rate_limit_per_second", message));
+        }
+        let log = self.tools.hub.log().clone();
+        let position_at = |time: Timestamp| {
+            let log = log.clone();
+            async move {
+                let read = tokio::task::spawn_blocking(move || log.position_at(time)).await;
+                match read {
+                    Ok(Ok(seq)) => Ok(seq),
+                    Ok(Err(error)) => Err(ServiceError::Unavailable(error.to_string())),
+                    Err(error) => Err(ServiceError::Unavailable(error.to_string())),
+                }
+            }
+        };
+        let from = match request.since {
+            Some(time) => position_at(time).await?,
+            None => log.begins_at().saturating_sub(1),
+        };
+        let edge = self.tools.hub.edge().seq;
+        let to = match request.until {
+            Some(time) => position_at(time).await?.min(edge),
+            None => edge,
+        };
+        let principal_of = self.tools.auth.named(&endpoint.created_by);
+        let scope = principal_of.and_then(|one| one.scope.clone());
+        let predicate = Predicate::new(endpoint.filter.clone(), scope);
+        let narrower = (!request.filter.is_empty()).then(|| Predicate::new(request.filter.clone(), None));
+        let count = self.count(&endpoint.id, from, to, predicate, narrower, request.only).await?;
+        let mut replay = Replay {
+            id: String::new(),
+            webhook: endpoint.id.clone(),
+            from,
+            to,
+            to_cursor: log.cursor_at(to).to_string(),
+            filter: request.filter.to_json(),
+            only: request.only,
+            seq: None,
+            rate_limit_per_second: request.rate_limit_per_second,
+            count,
+            created_at: self.tools.clock.now(),
+            state: ReplayState::Running,
+            progress: Progress::default(),
+            ended_at: None,
+        };
+        if request.dry_run {
+            return Ok(replay);
+        }
+        replay.id = self.tools.new_id("rpl_");
+        self.begin(&replay).await?;
+        Ok(replay)
+    }
+
+    async fn begin(&self, replay: &Replay) -> Result<(), ServiceError> {
+        let mut kept = self.tools.store.replays(&replay.webhook).await?;
+        kept.sort_by_key(|at| (at.value.state == ReplayState::Running, at.value.created_at));
+        if kept.len() >= REPLAYS_MAX {
+            match kept.first().filter(|oldest| oldest.value.state != ReplayState::Running) {
+                Some(oldest) => self.tools.store.delete_replay(oldest).await?,
+                None => {
+                    let message = format!("{REPLAYS_MAX} replays of this webhook are under way; cancel one, or wait");
+                    return Err(ServiceError::Limit(message));
+                }
+            }
+        }
+        self.tools.store.create_replay(replay).await?;
+        let mut table = self.tools.table.write();
+        table.replays.entry(replay.webhook.clone()).or_default().insert(replay.id.clone(), replay.clone());
+        Ok(())
+    }
+
+    /// Events that a replay would send. Reads the whole range, a bounded step at a time.
+    async fn count(
+        &self,
+        webhook: &str,
+        from: u64,
+        to: u64,
+        predicate: Predicate,
+        narrower: Option<Predicate>,
+        only: Only,
+    ) -> Result<u64, ServiceError> {
+        let (log, webhook) = (self.tools.hub.log().clone(), webhook.to_owned());
+        let counted = tokio::task::spawn_blocking(move || {
+            let wanted = if only == Only::Failed { dead_letters() } else { predicate.clone() };
+            let fits = |event: &crate::event::StoredEvent| {
+                event.keys().is_ok_and(|keys| narrower.as_ref().is_none_or(|narrower| narrower.matches(&keys)))
+            };
+            let (mut count, mut position) = (0, from);
+            loop {
+                let page = match log.read(ReadRequest {
+                    from: position,
+                    direction: Direction::Forward,
+                    predicate: &wanted,
+                    limit: COUNT_STEP,
+                    max_bytes: 8 << 20,
+                }) {
+                    Ok(page) => page,
+                    Err(crate::log::ReadError::Expired { first_seq }) => {
+                        position = first_seq.saturating_sub(1);
+                        continue;
+                    }
+                    Err(error) => return Err(ServiceError::Unavailable(error.to_string())),
+                };
+                for event in &page.events {
+                    if only == Only::Failed {
+                        let letter = notices::read_dead_letter(event).filter(|letter| letter.webhook == webhook);
+                        let seq = letter.and_then(|letter| letter.seq).filter(|seq| *seq > from && *seq <= to);
+                        let Some(seq) = seq else { continue };
+                        let kept = log.get(seq).ok().flatten();
+                        let matches = |event: &crate::event::StoredEvent| {
+                            event.keys().is_ok_and(|keys| predicate.matches(&keys)) && fits(event)
+                        };
+                        count += u64::from(kept.as_ref().is_some_and(matches));
+                    } else {
+                        let counts = event.seq() <= to && fits(event) && !notices::is_about(event, &webhook);
+                        count += u64::from(counts);
+                    }
+                }
+                let passed = only == Only::All && page.next >= to;
+                if page.at_end || passed {
+                    return Ok(count);
+                }
+                position = page.next;
+            }
+        });
+        counted.await.unwrap_or_else(|error| Err(ServiceError::Unavailable(error.to_string())))
+    }
+
+    /// The replays of an endpoint, newest first.
+    ///
+    /// # Errors
+    /// [`ServiceError`].
+    pub async fn replays(&self, principal: &Principal, id: &str) -> Result<Vec<Replay>, ServiceError> {
+        self.found(principal, id).await?;
+        let mut replays: Vec<_> = self.tools.store.replays(id).await?.into_iter().map(|at| at.value).collect();
+        for replay in &mut replays {
+            replay.progress = self.progress(replay).await?;
+        }
+        replays.sort_by(|a, b| (b.created_at, &b.id).cmp(&(a.created_at, &a.id)));
+        Ok(replays)
+    }
+
+    async fn progress(&self, replay: &Replay) -> Result<Progress, ServiceError> {
+        if replay.ended_at.is_some() {
+            return Ok(replay.progress);
+        }
+        if let Some(live) = self.live(&replay.webhook) {
+            let core = live.core.lock();
+            return Ok(core.replays.get(&replay.id).map_or(replay.progress, |running| running.progress));
+        }
+        let position = self.tools.store.checkpoint(&replay.webhook).await?;
+        let progress = position.and_then(|at| Some(at.value.replays.get(&replay.id)?.progress));
+        Ok(progress.unwrap_or(replay.progress))
+    }
+
+    async fn replay_at(&self, principal: &Principal, id: &str, replay: &str) -> Result<At<Replay>, ServiceError> {
+        self.found(principal, id).await?;
+        let missing = || ServiceError::NotFound { what: "replay", id: replay.to_owned() };
+        if !is_name(replay) {
+            return Err(missing());
+        }
+        self.tools.store.replay(id, replay).await?.ok_or_else(missing)
+    }
+
+    /// One replay with its progress.
+    ///
+    /// # Errors
+    /// [`ServiceError`].
+    pub async fn get_replay(&self, principal: &Principal, id: &str, replay: &str) -> Result<Replay, ServiceError> {
+        let mut found = self.replay_at(principal, id, replay).await?.value;
+        found.progress = self.progress(&found).await?;
+        Ok(found)
+    }
+
+    /// Cancels a replay that goes on; forgets one that has ended.
+    ///
+    /// # Errors
+    /// [`ServiceError`].
+    pub async fn cancel_replay(&self, principal: &Principal, id: &str, replay: &str) -> Result<(), ServiceError> {
+        let mut found = self.replay_at(principal, id, replay).await?;
+        if found.value.state != ReplayState::Running {
+            self.tools.store.delete_replay(&found).await?;
+            return Ok(());
+        }
+        found.value.progress = self.progress(&found.value).await?;
+        found.value.state = ReplayState::Cancelled;
+        self.tools.store.update_replay(&found.value, found.revision).await?;
+        Ok(())
+    }
+
+    /// Deliveries, newest first. Without a status: what was tried, as this gateway wrote it down. Pending and failed
+    /// ones come from where the endpoint stands, dead letters from the stream: they are the same on every gateway.
+    ///
+    /// # Errors
+    /// [`ServiceError`].
+    pub async fn deliveries(
+        &self,
+        principal: &Principal,
+        id: &str,
+        status: Option<Status>,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Deliveries, ServiceError> {
+        self.found(principal, id).await?;
+        match status {
+            Some(Status::Pending | Status::Failed) => self.unsettled(id, status, after, limit).await,
+            Some(Status::DeadLettered) => self.given_up(id, after, limit).await,
+            Some(Status::Delivered) => self.tried(id, Some(attempts::Outcome::Delivered), after, limit).await,
+            Some(Status::Skipped) => self.tried(id, Some(attempts::Outcome::Skipped), after, limit).await,
+            None => self.tried(id, None, after, limit).await,
+        }
+    }
+
+    async fn unsettled(
+        &self,
+        id: &str,
+        status: Option<Status>,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Deliveries, ServiceError> {
+        let before = after.map(parse_seq).transpose()?.unwrap_or(u64::MAX);
+        let Some(position) = self.position(id).await? else { return Ok(Deliveries::default()) };
+        let mut found = Vec::new();
+        for unit in position.live.pending.iter().rev() {
+            let is_failed = unit.attempts > 0;
+            if is_failed != (status == Some(Status::Failed)) {
+                continue;
+            }
+            let members = unit.members.iter().rev().filter(|seq| **seq < before);
+            found.extend(members.map(|seq| (*seq, unit.clone())));
+        }
+        let more = found.len() > limit;
+        found.truncate(limit);
+        let next = found.last().filter(|_| more).map(|(seq, _)| seq.to_string());
+        let seqs = found.iter().map(|(seq, _)| *seq).collect();
+        let items = self.tools.hub.items(seqs, None).await?;
+        let deliveries = found.into_iter().zip(items).map(|((seq, unit), item)| {
+            let event_id = item.and_then(|item| Some(item.event.keys().ok()?.id.to_owned()));
+            unsettled_delivery(seq, &unit, event_id)
+        });
+        Ok(Deliveries { deliveries: deliveries.collect(), next })
+    }
+
+    /// Dead letters, from the stream.
+    async fn given_up(&self, id: &str, after: Option<&str>, limit: usize) -> Result<Deliveries, ServiceError> {
+        let (log, webhook) = (self.tools.hub.log().clone(), id.to_owned());
+        let from = after.map(parse_seq).transpose()?.unwrap_or(u64::MAX);
+        let read = tokio::task::spawn_blocking(move || {
+            let wanted = dead_letters();
+            let mut found = Vec::new();
+            let mut position = from;
+            // A step looks at 16,384 records at most; after so many the caller gets a place to go on from.
+            for _ in 0..64 {
+                let page = log
+                    .read(ReadRequest {
+                        from: position,
+                        direction: Direction::Backward,
+                        predicate: &wanted,
+                        limit: limit - found.len(),
+                        max_bytes: 8 << 20,
+                    })
+                    .map_err(|error| ServiceError::Unavailable(error.to_string()))?;
+                found.extend(page.events.iter().filter_map(|event| {
+                    let letter = notices::read_dead_letter(event).filter(|letter| letter.webhook == webhook)?;
+                    Some(dead_delivery(&letter, Timestamp::from_microsecond(event.keys().ok()?.time_us).ok()))
+                }));
+                position = page.next;
+                if page.at_end {
+                    return Ok(Deliveries { deliveries: found, next: None });
+                }
+                if found.len() >= limit {
+                    break;
+                }
+            }
+            Ok(Deliveries { deliveries: found, next: Some(position.to_string()) })
+        });
+        read.await.unwrap_or_else(|error| Err(ServiceError::Unavailable(error.to_string())))
+    }
+
+    async fn tried(
+        &self,
+        id: &str,
+        outcome: Option<attempts::Outcome>,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Deliveries, ServiceError> {
+        let before = after.map(parse_position).transpose()?;
+        let query = Query { webhook: Some(id.to_owned()), outcome, before, limit, ..Query::default() };
+        let page = self.attempts(query).await?;
+        let deliveries = page.attempts.iter().map(|(_, attempt)| tried_delivery(attempt)).collect();
+        Ok(Deliveries { deliveries, next: page.next.map(|next| next.to_string()) })
+    }
+
+    async fn attempts(&self, query: Query) -> Result<Page, ServiceError> {
+        let read = self.tools.attempts.find(query).await;
+        read.map_err(|error| ServiceError::Unavailable(format!("the attempts can't be read: {error}")))
+    }
+
+    /// One delivery with its attempts, newest first.
+    ///
+    /// # Errors
+    /// [`ServiceError`].
+    pub async fn delivery(
+        &self,
+        principal: &Principal,
+        id: &str,
+        delivery: &str,
+    ) -> Result<(Delivery, Vec<Attempt>), ServiceError> {
+        self.found(principal, id).await?;
+        let missing = || ServiceError::NotFound { what: "delivery", id: delivery.to_owned() };
+        let seq = seq_of(delivery).ok_or_else(missing)?;
+        let items = self.tools.hub.items(vec![seq], None).await?;
+        let event_id = items.into_iter().flatten().next().and_then(|item| Some(item.event.keys().ok()?.id.to_owned()));
+        let mut query = Query { webhook: Some(id.to_owned()), limit: 100, ..Query::default() };
+        match &event_id {
+            // So that the batches in which it went are found too.
+            Some(event_id) => query.event_id = Some(event_id.clone()),
+            None => query.seq = Some(seq),
+        }
+        let attempts: Vec<Attempt> =
+            self.attempts(query).await?.attempts.into_iter().map(|(_, attempt)| attempt).collect();
+        let position = self.position(id).await?;
+        let unit = position.as_ref().and_then(|position| {
+            position.live.pending.iter().find(|unit| unit.members.contains(&seq))
+        });
+        let found = match (unit, attempts.first()) {
+            (Some(unit), _) => unsettled_delivery(seq, unit, event_id),
+            (None, Some(last)) => Delivery { id: delivery.to_owned(), ..tried_delivery(last) },
+            (None, None) => return Err(missing()),
+        };
+        Ok((found, attempts))
+    }
+
+    /// Tries one delivery again at once, whatever has become of it; gives the replay that does it.
+    ///
+    /// # Errors
+    /// [`ServiceError`].
+    pub async fn retry(&self, principal: &Principal, id: &str, delivery: &str) -> Result<Replay, ServiceError> {
+        let endpoint = self.found(principal, id).await?.value;
+        let missing = || ServiceError::NotFound { what: "delivery", id: delivery.to_owned() };
+        let seq = seq_of(delivery).ok_or_else(missing)?;
+        let item = self.tools.hub.items(vec![seq], None).await?.into_iter().flatten().next();
+        let scope = self.tools.auth.named(&endpoint.created_by).and_then(|one| one.scope.clone());
+        let predicate = Predicate::new(endpoint.filter.clone(), scope);
+        let matches = item.is_some_and(|item| item.event.keys().is_ok_and(|keys| predicate.matches(&keys)));
+        if !matches {
+            return Err(missing());
+        }
+        let replay = Replay {
+            id: self.tools.new_id("rpl_"),
+            webhook: id.to_owned(),
+            from: seq - 1,
+            to: seq,
+            to_cursor: self.tools.hub.log().cursor_at(seq).to_string(),
+            filter: Value::Object(Default::default()),
+            only: Only::All,
+            seq: Some(seq),
+            rate_limit_per_second: None,
+            count: 1,
+            created_at: self.tools.clock.now(),
+            state: ReplayState::Running,
+            progress: Progress::default(),
+            ended_at: None,
+        };
+        self.begin(&replay).await?;
+        Ok(replay)
+    }
+
+    /// Every attempt to deliver an event, of all endpoints that the caller may know of, newest first. As this gateway
+    /// wrote them down.
+    ///
+    /// # Errors
+    /// [`ServiceError`].
+    pub async fn attempts_of_event(
+        &self,
+        principal: &Principal,
+        event_id: &str,
+    ) -> Result<Vec<Attempt>, ServiceError> {
+        let query = Query { event_id: Some(event_id.to_owned()), limit: 100, ..Query::default() };
+        let found = self.attempts(query).await?.attempts;
+        let table = self.tools.table.read();
+        let may_see = |attempt: &Attempt| {
+            table.endpoints.get(&attempt.webhook).is_some_and(|endpoint| Self::may_see(principal, endpoint))
+        };
+        Ok(found.into_iter().map(|(_, attempt)| attempt).filter(may_see).collect())
+    }
+
+    /// Removes what was written down of a SIM; gives how many attempts that were.
+    ///
+    /// # Errors
+    /// [`ServiceError`].
+    pub async fn erase(&self, iccid: &str) -> Result<u64, ServiceError> {
+        let erased = self.tools.attempts.erase(iccid).await;
+        erased.map_err(|error| ServiceError::Unavailable(format!("the attempts can't be erased: {error}")))
+    }
+
+    /// Reads a filter with the limits of request bodies, and its warnings.
+    ///
+    /// # Errors
+    /// [`ServiceError::Invalid`] names the list.
+    pub fn filter(value: &Value, limits: FilterLimits) -> Result<(Filter, Vec<String>), ServiceError> {
+        Filter::from_json(value, limits).map_err(|error| ServiceError::Invalid {
+            field: error.field,
+            message: error.message,
+            hint: error.hint,
+        })
+    }
+}
+
+fn events_of(saved: &Saved) -> u64 {
+    saved.pending.iter().map(|unit| unit.members.len() as u64).sum()
+}
+
+fn is_name(id: &str) -> bool {
+    !id.is_empty() && id.len() <= 64 && id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
+}
+
+/// The id of the delivery of an event.
+pub fn delivery_id(seq: u64) -> String {
+    format!("dlv_{seq}")
+}
+
+fn seq_of(delivery: &str) -> Option<u64> {
+    delivery.strip_prefix("dlv_")?.parse().ok().filter(|seq| *seq > 0)
+}
+
+fn parse_seq(text: &str) -> Result<u64, ServiceError> {
+    text.parse().map_err(|_| bad_page())
+}
+
+fn parse_position(text: &str) -> Result<Position, ServiceError> {
+    text.parse().map_err(|_| bad_page())
+}
+
+fn bad_page() -> ServiceError {
+    ServiceError::Invalid {
+        field: "after".into(),
+        message: "after is the next of an answer with the same status, unchanged".into(),
+        hint: None,
+    }
+}
+
+fn unsettled_delivery(seq: u64, unit: &SavedUnit, event_id: Option<String>) -> Delivery {
+    let last_error = unit.last.as_ref().map(|last| {
+        last.status.map_or_else(|| last.kind.clone(), |status| status.to_string())
+    });
+    Delivery {
+        id: delivery_id(seq),
+        event_id,
+        status: if unit.attempts > 0 { Status::Failed } else { Status::Pending },
+        attempts: unit.attempts,
+        next_attempt_at: Timestamp::from_microsecond(unit.due_us).ok().filter(|_| unit.due_us > 0),
+        last_error,
+        last_attempt_at: None,
+    }
+}
+
+fn dead_delivery(letter: &DeadLetter, at: Option<Timestamp>) -> Delivery {
+    Delivery {
+        id: letter.seq.map_or_else(|| "range".to_owned(), delivery_id),
+        event_id: letter.event_id.clone(),
+        status: Status::DeadLettered,
+        attempts: letter.attempts,
+        next_attempt_at: None,
+        last_error: Some(letter.status.map_or_else(|| letter.reason.clone(), |status| status.to_string())),
+        last_attempt_at: at,
+    }
+}
+
+fn tried_delivery(attempt: &Attempt) -> Delivery {
+    let status = match attempt.outcome {
+        attempts::Outcome::Delivered => Status::Delivered,
+        attempts::Outcome::Failed => Status::Failed,
+        attempts::Outcome::DeadLettered => Status::DeadLettered,
+        attempts::Outcome::Skipped => Status::Skipped,
+    };
+    let failed = status != Status::Delivered;
+    let how = attempt.status.map(|status| status.to_string()).or_else(|| attempt.error_kind.clone());
+    Delivery {
+        id: if attempt.seq == 0 { attempt.event_id.clone() } else { delivery_id(attempt.seq) },
+        event_id: Some(attempt.event_id.clone()),
+        status,
+        attempts: attempt.attempt,
+        next_attempt_at: attempt.next_attempt_at,
+        last_error: how.filter(|_| failed),
+        last_attempt_at: Some(attempt.at),
+    }
+}

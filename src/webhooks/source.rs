@@ -1,0 +1,221 @@
+//! Where a feed gets its events: the hub, as any subscriber does, by the endpoint's own predicate.
+//!
+//! So a filter is matched once for all who share it, an event is encoded once for all of a policy, and the way from
+//! history to live is the one that every frontend uses.
+
+use std::{collections::VecDeque, sync::Arc};
+
+use super::{
+    notices,
+    store::{Only, Replay},
+};
+use crate::{
+    event::{Cursor, FieldPolicy, Filter, FilterLimits, Gap, OnExpired, Predicate, Start},
+    hub::{Delivery, Encoding, Error, Hub, Spec, Subscription, frame::Item},
+};
+
+/// Which events, and how they are shown.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    /// Id of the endpoint, which never gets events about itself.
+    pub endpoint: String,
+    /// Its filter and that of the token that made it.
+    pub predicate: Predicate,
+    /// That token's.
+    pub policy: Option<Arc<FieldPolicy>>,
+}
+
+/// What a source has.
+#[derive(Debug)]
+pub enum Supply {
+    /// Events, in log order, not yet taken up; the position they reach.
+    Events(u64),
+    /// A range that can't be read.
+    Gap(Gap),
+    /// Nothing follows.
+    End,
+    /// The log can't be read now.
+    Failed(Error),
+}
+
+#[derive(Debug)]
+enum Kind {
+    Live,
+    /// A replay of everything up to a position that its own filter matches too.
+    Range { to: u64, narrower: Option<Predicate> },
+    /// A replay of what was dead-lettered: the subscription reads the notices.
+    DeadLetters {
+        from: u64,
+        to: u64,
+        narrower: Option<Predicate>,
+        /// Events that notices told of, to be read, and the position of those notices: kept while `next` waits.
+        told: Option<(Vec<u64>, u64)>,
+    },
+    /// Just one.
+    One { seq: u64, done: bool },
+}
+
+/// See the head of this file.
+#[derive(Debug)]
+pub struct Source {
+    hub: Hub,
+    wanted: Wanted,
+    kind: Kind,
+    subscription: Subscription,
+    /// Read and not taken up.
+    pub staged: VecDeque<Item>,
+}
+
+impl Source {
+    /// The endpoint's own, behind `cursor`.
+    ///
+    /// # Errors
+    /// Where the log can't be read.
+    pub async fn live(hub: &Hub, wanted: Wanted, cursor: Cursor) -> Result<Self, Error> {
+        let subscription = open(hub, wanted.predicate.clone(), &wanted, cursor).await?;
+        Ok(Self { hub: hub.clone(), wanted, kind: Kind::Live, subscription, staged: VecDeque::new() })
+    }
+
+    /// A replay's, behind the position that it has reached.
+    ///
+    /// # Errors
+    /// Where the log can't be read.
+    pub async fn replay(hub: &Hub, wanted: Wanted, replay: &Replay, reached: u64) -> Result<Self, Error> {
+        let limits = FilterLimits { values_per_list: usize::MAX };
+        let filter = Filter::from_json(&replay.filter, limits).map(|(filter, _)| filter).unwrap_or_default();
+        let narrower = (!filter.is_empty()).then(|| Predicate::new(filter, None));
+        let (kind, predicate, reached) = match (replay.seq, replay.only) {
+            (Some(seq), _) => (Kind::One { seq, done: reached >= seq }, wanted.predicate.clone(), reached),
+            (None, Only::All) => (Kind::Range { to: replay.to, narrower }, wanted.predicate.clone(), reached),
+            (None, Only::Failed) => {
+                let kind = Kind::DeadLetters { from: replay.from, to: replay.to, narrower, told: None };
+                (kind, dead_letters(), reached)
+            }
+        };
+        let cursor = hub.log().cursor_at(reached);
+        let subscription = open(hub, predicate, &wanted, cursor).await?;
+        Ok(Self { hub: hub.clone(), wanted, kind, subscription, staged: VecDeque::new() })
+    }
+
+    /// Position up to which everything has been looked at and staged.
+    pub fn position(&self) -> u64 {
+        match self.kind {
+            Kind::One { seq, done: true } => seq,
+            Kind::One { done: false, .. } => 0,
+            _ => self.subscription.cursor().seq,
+        }
+    }
+
+    /// Whether what lies before [`Source::position`] has been staged.
+    pub fn is_settled(&self) -> bool {
+        !matches!(self.kind, Kind::DeadLetters { told: Some(_), .. })
+    }
+
+    /// More events. Cancel-safe.
+    pub async fn next(&mut self) -> Supply {
+        match self.kind {
+            Kind::Live => self.read(None).await,
+            Kind::Range { to, .. } => self.read(Some(to)).await,
+            Kind::DeadLetters { .. } => self.read_dead_letters().await,
+            Kind::One { done: true, .. } => Supply::End,
+            Kind::One { seq, .. } => match self.hub.items(vec![seq], self.wanted.policy.clone()).await {
+                Ok(items) => {
+                    self.kind = Kind::One { seq, done: true };
+                    self.staged.extend(items.into_iter().flatten());
+                    Supply::Events(seq)
+                }
+                Err(error) => Supply::Failed(error),
+            },
+        }
+    }
+
+    async fn read(&mut self, to: Option<u64>) -> Supply {
+        // What is looked at before the wait: a replay whose end has been passed waits for nothing.
+        if to.is_some_and(|to| self.subscription.cursor().seq >= to) {
+            return Supply::End;
+        }
+        loop {
+            match self.subscription.next().await {
+                Delivery::Batch(batch) => {
+                    let narrower = match &self.kind {
+                        Kind::Range { narrower, .. } => narrower.as_ref(),
+                        _ => None,
+                    };
+                    let fits = |item: &&Item| {
+                        to.is_none_or(|to| item.event.seq() <= to)
+                            && !notices::is_about(&item.event, &self.wanted.endpoint)
+                            && narrower.is_none_or(|narrower| {
+                                item.event.keys().is_ok_and(|keys| narrower.matches(&keys))
+                            })
+                    };
+                    self.staged.extend(batch.items.iter().filter(fits).cloned());
+                    return Supply::Events(batch.cursor.seq.min(to.unwrap_or(u64::MAX)));
+                }
+                Delivery::Gap(gap) => return Supply::Gap(gap),
+                Delivery::CaughtUp(cursor) if to.is_some() => {
+                    return match to.is_some_and(|to| cursor.seq >= to) {
+                        true => Supply::End,
+                        // The stream was shorter than the replay's end when it began; it can't be, but waiting can.
+                        false => Supply::Events(cursor.seq),
+                    };
+                }
+                Delivery::CaughtUp(_) => {}
+                Delivery::Failed(error) => return Supply::Failed(error),
+            }
+        }
+    }
+
+    /// Reads notices; stages the events that they tell of. A position here is one of a notice.
+    async fn read_dead_letters(&mut self) -> Supply {
+        let Kind::DeadLetters { from, to, narrower, told } = &mut self.kind else { return Supply::End };
+        if told.is_none() {
+            match self.subscription.next().await {
+                Delivery::Batch(batch) => {
+                    let letters = batch.items.iter().filter_map(|item| notices::read_dead_letter(&item.event));
+                    let seqs = letters
+                        .filter(|letter| letter.webhook == self.wanted.endpoint)
+                        .filter_map(|letter| letter.seq)
+                        .filter(|seq| *seq > *from && *seq <= *to);
+                    *told = Some((seqs.collect(), batch.cursor.seq));
+                }
+                Delivery::Gap(_) => return Supply::Events(self.subscription.cursor().seq),
+                Delivery::CaughtUp(_) => return Supply::End,
+                Delivery::Failed(error) => return Supply::Failed(error),
+            }
+        }
+        let Some((seqs, position)) = told.clone() else { return Supply::End };
+        match self.hub.items(seqs, self.wanted.policy.clone()).await {
+            Ok(items) => {
+                let fits = |item: &Item| {
+                    item.event.keys().is_ok_and(|keys| {
+                        self.wanted.predicate.matches(&keys)
+                            && narrower.as_ref().is_none_or(|narrower| narrower.matches(&keys))
+                    })
+                };
+                self.staged.extend(items.into_iter().flatten().filter(fits));
+                *told = None;
+                Supply::Events(position)
+            }
+            Err(error) => Supply::Failed(error),
+        }
+    }
+}
+
+/// Every dead-letter notice.
+pub fn dead_letters() -> Predicate {
+    let lists = [("event_type", vec![notices::DEAD_LETTERED.to_owned()])];
+    let filter = Filter::build(lists, FilterLimits::default()).map(|(filter, _)| filter);
+    Predicate::new(filter.unwrap_or_default(), None)
+}
+
+async fn open(hub: &Hub, predicate: Predicate, wanted: &Wanted, cursor: Cursor) -> Result<Subscription, Error> {
+    hub.subscribe(Spec {
+        encoding: Encoding::Items,
+        predicate,
+        policy: wanted.policy.clone(),
+        start: Start::After(cursor),
+        // Whatever happened to the log: nothing is passed over that is there, and what is not is told.
+        on_expired: OnExpired::Earliest,
+    })
+    .await
+}

@@ -1,0 +1,501 @@
+//! Who serves what: follows what was asked for, takes over endpoints that belong to this gateway, copies where they
+//! stand, and gives them up.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use futures_util::{StreamExt, future::join_all, stream};
+use parking_lot::Mutex;
+use tokio::{
+    sync::{Notify, mpsc, watch},
+    task::JoinHandle,
+    time::{Duration, Instant, MissedTickBehavior, timeout},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    CHECKPOINT, SAVE_GRACE, Tools,
+    core::Core,
+    courier::{Courier, Live, Order},
+    endpoint::Endpoint,
+    names,
+    store::{At, Checkpoint, ENDPOINT, REPLAY, Replay, ReplayState, StoreError, decode},
+};
+use crate::{
+    auth::Principal,
+    bus::{Bucket, Change, KvError},
+};
+
+/// How often it is looked whether an endpoint can be taken over, and what the log must keep.
+const LOOK: Duration = Duration::from_secs(1);
+/// Pause before what is asked for is watched again.
+const WATCH_AGAIN: Duration = Duration::from_millis(500);
+/// Takeovers at the same time.
+const CLAIMS: usize = 32;
+/// How long what is on its way may take when an endpoint is given up; the longest timeout and a connection.
+const HANDOVER_MAX: Duration = Duration::from_secs(70);
+/// The same when the gateway stops: a part of what a drain may take.
+const DRAIN: Duration = Duration::from_secs(6);
+/// A position without an endpoint is taken for a leftover after this.
+const LEFTOVER_AGE: Duration = Duration::from_secs(60);
+/// How long one write may take.
+const WRITE_MAX: Duration = Duration::from_secs(5);
+
+/// What was asked for, as this gateway has seen it.
+#[derive(Debug, Default)]
+pub struct Table {
+    /// Endpoints by id.
+    pub endpoints: BTreeMap<String, Arc<Endpoint>>,
+    /// Replays of each endpoint, ended or not.
+    pub replays: BTreeMap<String, BTreeMap<String, Replay>>,
+    /// Endpoints that can't be read, and why: mostly another key for secrets.
+    pub unreadable: BTreeMap<String, String>,
+    /// What existed when the gateway started has been seen.
+    pub synced: bool,
+}
+
+impl Table {
+    fn put(&mut self, tools: &Tools, key: &str, value: &[u8]) {
+        if let Some(id) = key.strip_prefix(ENDPOINT) {
+            match tools.store.open(key, value) {
+                Ok(endpoint) => {
+                    self.unreadable.remove(id);
+                    self.endpoints.insert(id.to_owned(), Arc::new(endpoint));
+                }
+                Err(error) => {
+                    tracing::error!(%error, "a webhook can't be served");
+                    self.unreadable.insert(id.to_owned(), error.to_string());
+                }
+            }
+        } else if let Some((webhook, id)) = key.strip_prefix(REPLAY).and_then(|rest| rest.split_once('/')) {
+            match decode::<Replay>(key, value) {
+                Ok(replay) => {
+                    self.replays.entry(webhook.to_owned()).or_default().insert(id.to_owned(), replay);
+                }
+                Err(error) => tracing::error!(%error, "a replay can't be read"),
+            }
+        }
+    }
+
+    fn delete(&mut self, key: &str) {
+        if let Some(id) = key.strip_prefix(ENDPOINT) {
+            self.endpoints.remove(id);
+            self.unreadable.remove(id);
+        } else if let Some((webhook, id)) = key.strip_prefix(REPLAY).and_then(|rest| rest.split_once('/')) {
+            if let Some(replays) = self.replays.get_mut(webhook) {
+                replays.remove(id);
+            }
+        }
+    }
+
+    fn running(&self, webhook: &str) -> Vec<Replay> {
+        let all = self.replays.get(webhook).into_iter().flat_map(BTreeMap::values);
+        all.filter(|replay| replay.state == ReplayState::Running).cloned().collect()
+    }
+}
+
+/// An endpoint that this gateway serves.
+#[derive(Debug)]
+struct Task {
+    live: Arc<Live>,
+    order: watch::Sender<Order>,
+    /// Of its checkpoint.
+    revision: u64,
+    /// Since when copies have not been written.
+    unsaved_since: Option<Instant>,
+    stop: CancellationToken,
+    lost: CancellationToken,
+    handle: JoinHandle<()>,
+    /// It is being given up, since then.
+    leaving: Option<Instant>,
+}
+
+/// See the head of this file.
+#[derive(Debug)]
+pub struct Supervisor {
+    tools: Arc<Tools>,
+    tasks: BTreeMap<String, Task>,
+    leftovers: Leftovers,
+}
+
+/// Positions without an endpoint.
+#[derive(Debug, Default)]
+enum Leftovers {
+    #[default]
+    Unknown,
+    /// Seen then.
+    Suspected(Instant, Vec<String>),
+    Cleared,
+}
+
+impl Supervisor {
+    pub(super) fn new(tools: Arc<Tools>) -> Self {
+        Self { tools, tasks: BTreeMap::new(), leftovers: Leftovers::Unknown }
+    }
+
+    /// Serves until `draining`, then gives everything up; `stop` ends it at once.
+    pub async fn run(mut self, draining: CancellationToken, stop: CancellationToken) {
+        let leave = CancellationToken::new();
+        let members = tokio::spawn(self.tools.members.clone().run(leave.clone()));
+        let mut alive = self.tools.members.watch();
+        let mut changes = None;
+        let mut tick = tokio::time::interval(CHECKPOINT);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut looked = Instant::now();
+        while !draining.is_cancelled() {
+            if changes.is_none() {
+                changes = self.watch(&draining).await;
+                self.reconcile().await;
+                continue;
+            }
+            tokio::select! {
+                biased;
+                () = draining.cancelled() => break,
+                _ = tick.tick() => {
+                    self.save(false).await;
+                    self.reap().await;
+                    if looked.elapsed() >= LOOK {
+                        looked = Instant::now();
+                        self.reconcile().await;
+                        self.hold();
+                        self.report();
+                        if let Err(error) = self.clear_leftovers().await {
+                            tracing::debug!(%error, "what is left of deleted webhooks is cleared away later");
+                        }
+                    }
+                }
+                change = recv(&mut changes) => match change {
+                    Some(change) => {
+                        self.changed(change);
+                        while let Some(Some(more)) = changes.as_mut().map(|changes| changes.try_recv().ok()) {
+                            self.changed(more);
+                        }
+                        self.reconcile().await;
+                    }
+                    None => changes = None,
+                },
+                _ = alive.changed() => self.reconcile().await,
+            }
+        }
+        self.leave(&stop).await;
+        leave.cancel();
+        let _ = members.await;
+        self.tools.attempts.flush().await;
+    }
+
+    /// Follows what is asked for, from all there is.
+    async fn watch(&self, draining: &CancellationToken) -> Option<mpsc::Receiver<Change>> {
+        let watched = async {
+            let mut changes = self.tools.store.bus().kv_watch(Bucket::Endpoints, "").await?;
+            let mut table = Table::default();
+            loop {
+                match changes.recv().await {
+                    Some(Change::Put(entry)) => table.put(&self.tools, &entry.key, &entry.value),
+                    Some(Change::Deleted { key }) => table.delete(&key),
+                    Some(Change::Synced) => break,
+                    None => return Err(KvError::Unavailable("the watch ended".into())),
+                }
+            }
+            table.synced = true;
+            *self.tools.table.write() = table;
+            Ok(changes)
+        };
+        let watched = tokio::select! {
+            () = draining.cancelled() => return None,
+            watched = watched => watched,
+        };
+        match watched {
+            Ok(changes) => Some(changes),
+            Err(error) => {
+                tracing::warn!(%error, "webhooks can't be followed; it is tried again");
+                tokio::time::sleep(WATCH_AGAIN).await;
+                None
+            }
+        }
+    }
+
+    fn changed(&self, change: Change) {
+        let mut table = self.tools.table.write();
+        match change {
+            Change::Put(entry) => table.put(&self.tools, &entry.key, &entry.value),
+            Change::Deleted { key } => table.delete(&key),
+            Change::Synced => {}
+        }
+    }
+
+    /// Makes what is served what should be.
+    async fn reconcile(&mut self) {
+        let tools = self.tools.clone();
+        let (wanted, deleted) = {
+            let table = tools.table.read();
+            if !table.synced {
+                return;
+            }
+            let wanted: Vec<_> = (table.endpoints.values())
+                .map(|endpoint| (endpoint.clone(), Arc::new(table.running(&endpoint.id))))
+                .collect();
+            let gone = |id: &&String| !table.endpoints.contains_key(*id) && !table.unreadable.contains_key(*id);
+            let deleted: Vec<String> = self.tasks.keys().filter(gone).cloned().collect();
+            (wanted, deleted)
+        };
+        for id in deleted {
+            if let Some(task) = self.forget(&id) {
+                task.lost.cancel();
+                let _ = task.handle.await;
+                if let Err(error) = tools.store.clear(&id).await {
+                    tracing::debug!(%error, id, "the rest of a deleted webhook is cleared away later");
+                }
+            }
+        }
+        let may_act = tools.members.valid();
+        let mut claims = Vec::new();
+        for (endpoint, replays) in wanted {
+            let order = Order { principal: self.principal(&endpoint), endpoint, replays };
+            let is_mine = tools.members.is_mine(&order.endpoint.id);
+            match self.tasks.get_mut(&order.endpoint.id) {
+                Some(task) => {
+                    task.order.send_if_modified(|current| {
+                        let same = Arc::ptr_eq(&current.endpoint, &order.endpoint)
+                            && current.replays == order.replays
+                            && current.principal == order.principal;
+                        if !same {
+                            *current = order;
+                        }
+                        !same
+                    });
+                    if !is_mine && task.leaving.is_none() {
+                        task.leaving = Some(Instant::now());
+                        task.stop.cancel();
+                    }
+                }
+                None if is_mine && may_act => claims.push(order),
+                None => {}
+            }
+        }
+        let claimed = stream::iter(claims.into_iter().map(|order| claim(tools.clone(), order)));
+        let claimed: Vec<_> = claimed.buffer_unordered(CLAIMS).collect().await;
+        for (order, revision, core) in claimed.into_iter().flatten() {
+            self.start(order, revision, core);
+        }
+    }
+
+    /// Whose token made it, as that token is now.
+    fn principal(&self, endpoint: &Endpoint) -> Option<Arc<Principal>> {
+        self.tools.auth.named(&endpoint.created_by)
+    }
+
+    fn start(&mut self, order: Order, revision: u64, core: Core) {
+        let id = order.endpoint.id.clone();
+        let live =
+            Arc::new(Live { core: Mutex::new(core), wake: Notify::new(), saves: watch::Sender::new(true) });
+        let (sender, receiver) = watch::channel(order);
+        let (stop, lost) = (CancellationToken::new(), CancellationToken::new());
+        let courier = Courier::new(self.tools.clone(), live.clone(), receiver);
+        let handle = tokio::spawn(courier.run(stop.clone(), lost.clone()));
+        self.tools.lives.write().insert(id.clone(), live.clone());
+        let task =
+            Task { live, order: sender, revision, unsaved_since: None, stop, lost, handle, leaving: None };
+        self.tasks.insert(id, task);
+    }
+
+    fn forget(&mut self, id: &str) -> Option<Task> {
+        self.tools.lives.write().remove(id);
+        self.tasks.remove(id)
+    }
+
+    /// Writes copies of what changed; `at_once` of everything.
+    async fn save(&mut self, at_once: bool) {
+        let tools = &self.tools;
+        let (now, wall, log) = (Instant::now(), tools.clock.now(), tools.hub.log());
+        let mut writes = Vec::new();
+        for (id, task) in &self.tasks {
+            let saved = task.live.core.lock().save(tools.members.me(), log, now, wall, at_once);
+            if let Some(saved) = saved {
+                let revision = task.revision;
+                writes.push(async move { (id.clone(), write(tools, id, &saved, revision).await) });
+            }
+        }
+        let written = join_all(writes).await;
+        for (id, result) in written {
+            let Some(task) = self.tasks.get_mut(&id) else { continue };
+            match result {
+                Ok(revision) => {
+                    metrics::counter!(names::CHECKPOINTS).increment(1);
+                    task.revision = revision;
+                    task.unsaved_since = None;
+                    task.live.saves.send_if_modified(|saves| !std::mem::replace(saves, true));
+                }
+                Err(StoreError::Kv(KvError::Conflict)) => {
+                    tracing::warn!(webhook = id, "another gateway serves this webhook now");
+                    task.lost.cancel();
+                    self.forget(&id);
+                }
+                Err(error) => {
+                    task.live.core.lock().changed = true;
+                    let since = *task.unsaved_since.get_or_insert(now);
+                    if now.duration_since(since) >= SAVE_GRACE
+                        && task.live.saves.send_if_modified(|saves| std::mem::replace(saves, false))
+                    {
+                        tracing::error!(webhook = id, %error, "deliveries wait: positions can't be written");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes leave of couriers that have ended.
+    async fn reap(&mut self) {
+        let overdue = |task: &Task| task.leaving.is_some_and(|since| since.elapsed() >= HANDOVER_MAX);
+        self.tasks.values().filter(|task| overdue(task)).for_each(|task| task.lost.cancel());
+        let ended: Vec<String> =
+            self.tasks.iter().filter(|(_, task)| task.handle.is_finished()).map(|(id, _)| id.clone()).collect();
+        for id in ended {
+            let Some(mut task) = self.forget(&id) else { continue };
+            if let Err(error) = (&mut task.handle).await {
+                tracing::error!(webhook = id, %error, "the courier of a webhook failed; it begins anew");
+            }
+            self.release(&id, &task).await;
+        }
+    }
+
+    /// Writes where an endpoint stands, and that nobody serves it.
+    async fn release(&self, id: &str, task: &Task) {
+        let tools = &self.tools;
+        let saved = task.live.core.lock().save("", tools.hub.log(), Instant::now(), tools.clock.now(), true);
+        let Some(saved) = saved else { return };
+        if let Err(error) = write(tools, id, &saved, task.revision).await {
+            tracing::debug!(webhook = id, %error, "a webhook was not given up; it is taken over when the lease ends");
+        }
+    }
+
+    /// Gives everything up.
+    async fn leave(&mut self, stop: &CancellationToken) {
+        self.tasks.values().for_each(|task| task.stop.cancel());
+        let deadline = Instant::now() + DRAIN;
+        while !self.tasks.is_empty() && Instant::now() < deadline && !stop.is_cancelled() {
+            self.save(false).await;
+            self.reap().await;
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = tokio::time::sleep(Duration::from_millis(20)) => {}
+            }
+        }
+        let left = std::mem::take(&mut self.tasks);
+        for task in left.values() {
+            task.lost.cancel();
+        }
+        let releases = left.iter().map(|(id, task)| self.release(id, task));
+        join_all(releases).await;
+    }
+
+    /// What the log must keep for the slowest endpoint.
+    fn hold(&self) {
+        let table = self.tools.table.read();
+        // One that is not served has a position that is not known here.
+        let all_served = table.endpoints.keys().all(|id| self.tasks.contains_key(id));
+        let settled = self.tasks.values().map(|task| task.live.core.lock().settled()).min();
+        let hold = match (all_served, settled) {
+            (true, settled) => settled,
+            // On the embedded log that is so for moments; on a mirror the server keeps what it keeps.
+            (false, _) => return,
+        };
+        // What is gone is told by whoever would have read it.
+        let _ = self.tools.hub.log().hold(hold);
+    }
+
+    fn report(&self) {
+        let mut failing = 0;
+        let mut slowest = None;
+        for task in self.tasks.values() {
+            let (is_failing, settled) = {
+                let core = task.live.core.lock();
+                (core.failing_since.is_some(), core.settled())
+            };
+            failing += usize::from(is_failing);
+            slowest = Some(slowest.unwrap_or(u64::MAX).min(settled));
+        }
+        let lag_s = slowest.and_then(|settled| self.tools.lag_seconds(settled)).unwrap_or(0.0);
+        metrics::gauge!(names::OWNED).set(self.tasks.len() as f64);
+        metrics::gauge!(names::FAILING).set(failing as f64);
+        metrics::gauge!(names::LAG_SECONDS).set(lag_s);
+    }
+
+    /// Removes positions of endpoints that are no more: deleted while nobody served them. What looks like one is looked
+    /// at again much later, since an endpoint is made after its position.
+    async fn clear_leftovers(&mut self) -> Result<(), StoreError> {
+        let tools = self.tools.clone();
+        match std::mem::take(&mut self.leftovers) {
+            Leftovers::Unknown => {
+                let positions = tools.store.positions().await?;
+                let table = tools.table.read();
+                let known = |id: &String| table.endpoints.contains_key(id) || table.unreadable.contains_key(id);
+                let orphans = positions.into_iter().filter(|id| !known(id)).collect();
+                self.leftovers = Leftovers::Suspected(Instant::now(), orphans);
+            }
+            Leftovers::Suspected(since, orphans) if since.elapsed() < LEFTOVER_AGE => {
+                self.leftovers = Leftovers::Suspected(since, orphans);
+            }
+            Leftovers::Suspected(_, orphans) => {
+                self.leftovers = Leftovers::Cleared;
+                for id in orphans {
+                    if tools.store.endpoint(&id).await?.is_none() && tools.members.is_mine(&id) {
+                        tools.store.clear(&id).await?;
+                    }
+                }
+            }
+            Leftovers::Cleared => self.leftovers = Leftovers::Cleared,
+        }
+        Ok(())
+    }
+}
+
+async fn recv(changes: &mut Option<mpsc::Receiver<Change>>) -> Option<Change> {
+    match changes {
+        Some(changes) => changes.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Writes a checkpoint; a lost answer to an earlier write of our own is told from a lost race.
+async fn write(tools: &Tools, id: &str, saved: &Checkpoint, revision: u64) -> Result<u64, StoreError> {
+    let late = || StoreError::Kv(KvError::Unavailable("the write took too long".into()));
+    match timeout(WRITE_MAX, tools.store.save(id, saved, revision)).await {
+        Ok(Err(StoreError::Kv(KvError::Conflict))) => {
+            let found = timeout(WRITE_MAX, tools.store.checkpoint(id)).await.map_err(|_| late())??;
+            match found {
+                Some(found) if found.value.owner == tools.members.me() => {
+                    timeout(WRITE_MAX, tools.store.save(id, saved, found.revision)).await.map_err(|_| late())?
+                }
+                _ => Err(StoreError::Kv(KvError::Conflict)),
+            }
+        }
+        Ok(result) => result,
+        Err(_) => Err(late()),
+    }
+}
+
+/// Takes an endpoint over, if nobody serves it.
+async fn claim(tools: Arc<Tools>, order: Order) -> Option<(Order, u64, Core)> {
+    let id = order.endpoint.id.clone();
+    let taken = async {
+        let Some(At { value: mut saved, revision }) = tools.store.checkpoint(&id).await? else { return Ok(None) };
+        if !tools.members.may_take(&saved.owner) {
+            return Ok(None);
+        }
+        saved.owner = tools.members.me().to_owned();
+        let revision = tools.store.save(&id, &saved, revision).await?;
+        Ok::<_, StoreError>(Some((saved, revision)))
+    };
+    match timeout(WRITE_MAX * 2, taken).await {
+        Ok(Ok(Some((saved, revision)))) => {
+            let (now, wall) = (Instant::now(), tools.clock.now());
+            let core = Core::restore(&order.endpoint, saved, tools.hub.log(), now, wall);
+            Some((order, revision, core))
+        }
+        Ok(Ok(None)) | Ok(Err(StoreError::Kv(KvError::Conflict))) => None,
+        Ok(Err(error)) => {
+            tracing::warn!(webhook = id, %error, "a webhook can't be taken over; it is tried again");
+            None
+        }
+        Err(_) => None,
+    }
+}
