@@ -4,7 +4,7 @@
 //! [`start`] has all its listeners bound; upstream being away is not a reason to refuse, since what is stored can be
 //! read all the same.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use jiff::SignedDuration;
 use tokio_util::sync::CancellationToken;
@@ -30,10 +30,20 @@ use crate::{
     ingest::{self, Ingest},
     lifecycle::{Ended, Lifecycle},
     observability::Metrics,
+    webhooks::{
+        self,
+        attempts::{self, Attempts},
+        guard::{Guard, GuardConfig},
+        outbound::{self, Outbound, Proxy},
+        secret::{Sealer, SealerError},
+    },
 };
 
 /// Name of the budget journal in the data directory.
 pub const BUDGET_JOURNAL: &str = "budget.journal";
+
+/// Name of the key for secrets in the data directory, where none is configured.
+pub const WEBHOOKS_KEY: &str = "webhooks.key";
 
 /// Why a gateway does not start. Each says what to do about it.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +63,9 @@ pub enum StartError {
     /// The upstream client can't be built.
     #[error("upstream: {0}")]
     Upstream(#[from] crate::globalsim::error::Error),
+    /// The webhooks can't be served.
+    #[error("webhooks: {0}")]
+    Webhooks(String),
     /// gRPC reflection can't be built.
     #[error(transparent)]
     Grpc(#[from] frontends::grpc::ReflectionError),
@@ -127,6 +140,8 @@ pub async fn start(config: Config, clock: SharedClock, metrics: Metrics) -> Resu
         clock.clone(),
         fastrand::u64(..),
     );
+    let auth = Arc::new(Auth::new(config.auth.clone(), clock.clone()));
+    let (webhooks, supervisor) = webhooks::new(webhooks_parts(&config, &hub, &bus, &auth, &clock)?);
     let limits = limits(&config.limits);
     let web = WebConfig {
         listen: vec![http.local_addr(), grpc.local_addr()],
@@ -137,7 +152,8 @@ pub async fn start(config: Config, clock: SharedClock, metrics: Metrics) -> Resu
         hub: hub.clone(),
         bus: bus.clone(),
         status: ingest.status(),
-        auth: Arc::new(Auth::new(config.auth.clone(), clock.clone())),
+        webhooks,
+        auth,
         tickets: Arc::new(Tickets::new(clock.clone())),
         sessions: Arc::new(CookieSessions::new(clock.clone())),
         clock: clock.clone(),
@@ -183,6 +199,7 @@ pub async fn start(config: Config, clock: SharedClock, metrics: Metrics) -> Resu
     lifecycle.spawn("admin listener", admin.serve(serve(routers.2, Protocol::Http1)));
     lifecycle.spawn_background("metrics upkeep", until(lifecycle.stop.clone(), metrics.upkeep()));
     lifecycle.spawn("poller", poll(ingest, lifecycle.clone()));
+    lifecycle.spawn("webhooks", supervisor.run(lifecycle.draining.clone(), lifecycle.stop.clone()));
     lifecycle.spawn("history watch", watch_history(running.bus.clone(), lifecycle.clone()));
     tracing::info!(http = %running.http, grpc = %running.grpc, admin = %running.admin, "listening");
     Ok(running)
@@ -212,6 +229,66 @@ async fn watch_history(bus: Arc<dyn Bus>, lifecycle: Lifecycle) {
     tokio::select! {
         reason = stale => lifecycle.restart(reason),
         () = lifecycle.draining.cancelled() => {}
+    }
+}
+
+/// What the webhooks are made of.
+fn webhooks_parts(
+    config: &Config,
+    hub: &Hub,
+    bus: &Arc<dyn Bus>,
+    auth: &Arc<Auth>,
+    clock: &SharedClock,
+) -> Result<webhooks::Parts, StartError> {
+    let section = &config.webhooks;
+    let wrong = |what: String| StartError::Webhooks(what);
+    let allowed_networks = section.allowed_networks.iter().filter_map(|text| text.parse().ok()).collect();
+    let guard = Guard::new(GuardConfig { allowed_networks });
+    let mut way_out = outbound::Config::new(guard.clone());
+    if let Some(text) = &section.proxy {
+        way_out.proxy = Some(Proxy::parse(text.expose()).map_err(wrong)?);
+    }
+    if let Some(path) = &section.ca_file {
+        way_out.extra_roots = outbound::read_roots(path).map_err(wrong)?;
+    }
+    let data = match config.bus {
+        BusKind::Embedded => config.embedded.path.clone(),
+        // Beside the copy, whose own directory is emptied when the stream is another one.
+        BusKind::Nats => config.nats.cache_path.with_file_name("webhooks"),
+    };
+    let kept = attempts::Config {
+        directory: Some(data.join("attempts")),
+        retention: Duration::from_secs(u64::from(section.attempts_days) * 86_400),
+        retention_bytes: section.attempts_bytes,
+        ..attempts::Config::default()
+    };
+    let attempts = Attempts::open(kept, clock.clone()).map_err(|error| {
+        wrong(format!("the log of attempts can't be kept in {}: {error}", data.display()))
+    })?;
+    Ok(webhooks::Parts {
+        hub: hub.clone(),
+        bus: bus.clone(),
+        auth: auth.clone(),
+        clock: clock.clone(),
+        guard,
+        outbound: Outbound::new(way_out).map_err(|error| wrong(error.to_string()))?,
+        sealer: sealer(config).map_err(|error| wrong(error.to_string()))?.map(Arc::new),
+        attempts,
+        seed: fastrand::u64(..),
+    })
+}
+
+/// The key for secrets. With the embedded log one is made where none is given; gateways that share a bus must be given
+/// the same.
+fn sealer(config: &Config) -> Result<Option<Sealer>, SealerError> {
+    let section = &config.webhooks;
+    match (&section.secret_key, &section.secret_key_file) {
+        (Some(text), _) => Sealer::parse(text.expose()).map(Some),
+        (None, Some(path)) => Sealer::from_file(path).map(Some),
+        (None, None) if config.bus == BusKind::Embedded => {
+            Sealer::from_file_or_new(&config.embedded.path.join(WEBHOOKS_KEY)).map(Some)
+        }
+        (None, None) => Ok(None),
     }
 }
 

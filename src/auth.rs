@@ -228,7 +228,8 @@ impl Auth {
         if name == self.anonymous.name {
             return Some(Arc::clone(&self.anonymous));
         }
-        let found = self.tokens.iter().map(|(_, principal)| principal).find(|principal| principal.name == name)?;
+        let found =
+            self.tokens.iter().map(|(_, principal)| principal).find(|principal| principal.name == name)?;
         (!found.expired(self.clock.now())).then(|| Arc::clone(found))
     }
 

@@ -49,6 +49,8 @@ pub struct Config {
     pub admin: Admin,
     /// `[auth]`
     pub auth: auth::Config,
+    /// `[webhooks]`
+    pub webhooks: Webhooks,
     /// `[limits]`
     pub limits: Limits,
     /// `[log]`
@@ -122,6 +124,47 @@ pub struct Embedded {
     pub retention_days: u32,
     /// Bytes that events may take.
     pub retention_bytes: u64,
+}
+
+/// Text that is never shown.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Confidential(String);
+
+impl Confidential {
+    /// Keeps a text.
+    pub fn new(text: &str) -> Self {
+        Self(text.to_owned())
+    }
+
+    /// The text, for whoever needs it.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Confidential {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+/// `[webhooks]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Webhooks {
+    /// Networks, checked.
+    pub allowed_networks: Vec<String>,
+    /// Key under which secrets are stored.
+    pub secret_key: Option<Confidential>,
+    /// File that holds it.
+    pub secret_key_file: Option<PathBuf>,
+    /// URL of an egress proxy; may hold a password.
+    pub proxy: Option<Confidential>,
+    /// Certificates beside the system's.
+    pub ca_file: Option<PathBuf>,
+    /// Days that attempts are kept.
+    pub attempts_days: u32,
+    /// Bytes that they may take.
+    pub attempts_bytes: u64,
 }
 
 /// Where events are made durable.

@@ -42,6 +42,7 @@ use crate::{
     clock::SharedClock,
     hub::Hub,
     ingest::StatusReceiver,
+    webhooks::Webhooks,
 };
 
 pub use error::{ApiError, Code};
@@ -60,6 +61,8 @@ pub struct Parts {
     pub bus: Arc<dyn Bus>,
     /// What the poller shows of itself.
     pub status: StatusReceiver,
+    /// Endpoints and their deliveries.
+    pub webhooks: Webhooks,
     /// Who is asking.
     pub auth: Arc<Auth>,
     /// Single-use tickets for URLs.

@@ -43,6 +43,8 @@ pub mod signature;
 pub mod source;
 pub mod store;
 pub mod supervisor;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod verdict;
 
 use std::{collections::HashMap, sync::Arc};
@@ -62,7 +64,7 @@ use crate::{
 use self::{
     attempts::Attempts,
     courier::Live,
-    guard::Guard,
+    guard::{Guard, GuardConfig},
     outbound::Outbound,
     ownership::Members,
     secret::Sealer,
@@ -102,6 +104,26 @@ pub struct Parts {
     pub seed: u64,
 }
 
+impl Parts {
+    /// Receivers on this machine, attempts in memory, a key that is known: for tests and benchmarks.
+    ///
+    /// # Errors
+    /// Where the machine gives no thread, or its certificates can't be read.
+    pub fn in_memory(
+        hub: Hub,
+        bus: Arc<dyn Bus>,
+        auth: Arc<Auth>,
+        clock: SharedClock,
+    ) -> std::io::Result<Self> {
+        let allowed_networks = ["127.0.0.0/8"].iter().filter_map(|text| text.parse().ok()).collect();
+        let guard = Guard::new(GuardConfig { allowed_networks });
+        let outbound = Outbound::new(outbound::Config::new(guard.clone())).map_err(std::io::Error::other)?;
+        let sealer = Sealer::parse(&"5a".repeat(32)).map_err(std::io::Error::other)?;
+        let attempts = Attempts::open(attempts::Config::default(), clock.clone())?;
+        Ok(Self { hub, bus, auth, clock, guard, outbound, sealer: Some(Arc::new(sealer)), attempts, seed: 7 })
+    }
+}
+
 /// What all parts of the webhooks share.
 #[derive(Debug)]
 pub struct Tools {
@@ -130,8 +152,13 @@ impl Tools {
         let log = self.hub.log();
         let from = position.max(log.begins_at().saturating_sub(1));
         let predicate = Predicate::unfiltered();
-        let request =
-            ReadRequest { from, direction: Direction::Forward, predicate: &predicate, limit: 1, max_bytes: 1 };
+        let request = ReadRequest {
+            from,
+            direction: Direction::Forward,
+            predicate: &predicate,
+            limit: 1,
+            max_bytes: 1,
+        };
         let page = log.read(request).ok()?;
         let observed_us = page.events.first()?.keys().ok()?.observed_us;
         Some((self.clock.now().as_microsecond().saturating_sub(observed_us).max(0)) as f64 / 1e6)

@@ -8,8 +8,8 @@ use std::{
 };
 
 use super::{
-    Admin, BusKind, Config, Details, Effective, Embedded, Grpc, Http, Ingest, Limits, Mistake, Mistakes,
-    Nats, Upstream, rules,
+    Admin, BusKind, Confidential, Config, Details, Effective, Embedded, Grpc, Http, Ingest, Limits, Mistake,
+    Mistakes, Nats, Upstream, Webhooks, rules,
     schema::{self, Fallback, KEYS},
     source::{Located, Origin, Sources, collect, inline},
     tokens,
@@ -200,6 +200,15 @@ impl Values {
             },
             admin: Admin { listen: self.address("admin.listen") },
             auth,
+            webhooks: Webhooks {
+                allowed_networks: self.list("webhooks.allowed_networks"),
+                secret_key: self.set_text("webhooks.secret_key").map(Confidential::new),
+                secret_key_file: self.set_text("webhooks.secret_key_file").map(PathBuf::from),
+                proxy: self.set_text("webhooks.proxy").map(Confidential::new),
+                ca_file: self.set_text("webhooks.ca_file").map(PathBuf::from),
+                attempts_days: self.small("webhooks.attempts_days"),
+                attempts_bytes: self.number("webhooks.attempts_bytes"),
+            },
             limits: Limits {
                 connections: self.count("limits.connections"),
                 subscriptions_per_connection: self.count("limits.subscriptions_per_connection"),

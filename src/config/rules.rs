@@ -11,6 +11,10 @@ use super::{Mistake, Origin, build::Values, value::without_password};
 use crate::{
     auth::TokenConfig,
     globalsim::{KeySource, Secret},
+    webhooks::{
+        outbound::{self, Proxy},
+        secret::Sealer,
+    },
 };
 
 /// What the rules make of values that hold.
@@ -32,6 +36,7 @@ pub fn check(values: &Values, tokens: &[TokenConfig], mistakes: &mut Vec<Mistake
     rules.listeners();
     rules.exposure(tokens);
     rules.pseudonyms();
+    rules.webhooks();
     Checked { warnings: rules.warnings, key }
 }
 
@@ -258,6 +263,46 @@ impl Rules<'_, '_> {
                     "run \"simcast token new\" and paste what it prints, or listen on 127.0.0.1",
                 );
             }
+        }
+    }
+
+    /// What the webhooks need, read now: a key that is found to be wrong at the first webhook is found too late.
+    fn webhooks(&mut self) {
+        let (inline, file) = ("webhooks.secret_key", "webhooks.secret_key_file");
+        let cure = "make one with: openssl rand -base64 32";
+        match (self.values.set_text(inline), self.values.set_text(file)) {
+            (Some(_), Some(_)) => {
+                self.wrong(inline, "secret_key and secret_key_file are both set", "leave one of them out");
+            }
+            (Some(text), None) => {
+                if let Err(error) = Sealer::parse(text) {
+                    self.wrong(inline, error.to_string(), cure);
+                }
+            }
+            (None, Some(path)) => {
+                if let Err(error) = Sealer::from_file(Path::new(path)) {
+                    self.wrong(file, error.to_string(), cure);
+                }
+            }
+            (None, None) => {}
+        }
+        if let Some(text) = self.values.set_text("webhooks.proxy")
+            && let Err(problem) = Proxy::parse(text)
+        {
+            self.wrong(
+                "webhooks.proxy",
+                problem,
+                "give http://host:port, with user:password@ where it wants one",
+            );
+        }
+        if let Some(path) = self.values.set_text("webhooks.ca_file")
+            && let Err(problem) = outbound::read_roots(Path::new(path))
+        {
+            self.wrong(
+                "webhooks.ca_file",
+                problem,
+                "give a file of PEM certificates that this user may read",
+            );
         }
     }
 

@@ -48,8 +48,7 @@ pub const TOKENS: &str = "auth.tokens";
 pub const TOKEN_KEYS: [&str; 6] = ["name", "sha256", "roles", "filter", "fields", "expires"];
 
 /// Sections and keys that other builds have, and what to say about them here.
-pub const ABSENT: [(&str, &str); 4] = [
-    ("webhooks", "this build delivers no webhooks; leave the section out"),
+pub const ABSENT: [(&str, &str); 3] = [
     ("auth.jwt", "this build knows tokens only; use [[auth.tokens]]"),
     ("http.tls", "this build serves no TLS; put a TLS proxy in front"),
     ("grpc.tls", "this build serves no TLS; put a TLS proxy in front"),
@@ -62,7 +61,7 @@ const fn key(path: &'static str, kind: Kind, default: Fallback, doc: &'static st
 }
 
 /// Every key, in the order of the default file.
-pub const KEYS: [Key; 44] = [
+pub const KEYS: [Key; 51] = [
     key(
         "upstream.name",
         Kind::Name,
@@ -263,6 +262,43 @@ pub const KEYS: [Key; 44] = [
         Kind::Secret,
         Unset("\"replace-by-32-or-more-random-characters\""),
         "Key of the pseudonyms; required where a token has a field rule pseudonym. Changing it changes them all.",
+    ),
+    key(
+        "webhooks.allowed_networks",
+        Kind::Networks,
+        Is("[]"),
+        "Networks inside which receivers may be; all that lie inside are refused otherwise.",
+    ),
+    key(
+        "webhooks.secret_key",
+        Kind::Secret,
+        Unset("\"base64 or hex of 32 random bytes\""),
+        "Key under which secrets of webhooks are stored; this or secret_key_file. The same on every gateway.",
+    ),
+    key(
+        "webhooks.secret_key_file",
+        Kind::Path,
+        Unset("\"/run/secrets/simcast-webhooks-key\""),
+        "File whose only line is that key. With the embedded log one is made in its directory if none is given.",
+    ),
+    key(
+        "webhooks.proxy",
+        Kind::Secret,
+        Unset("\"http://user:password@proxy.example.com:3128\""),
+        "Egress proxy that speaks CONNECT; it then has to keep names from leading inside.",
+    ),
+    key(
+        "webhooks.ca_file",
+        Kind::Path,
+        Unset("\"/etc/ssl/receivers-ca.pem\""),
+        "Certificates that receivers' own are checked against, beside the system's.",
+    ),
+    key("webhooks.attempts_days", Kind::Integer(1, 3650), Is("7"), "Days that the log of attempts is kept."),
+    key(
+        "webhooks.attempts_bytes",
+        Kind::Size(16 << 20, 1 << 40),
+        Is("\"1GiB\""),
+        "Bytes that the log of attempts may take on this gateway.",
     ),
     key(
         "limits.connections",

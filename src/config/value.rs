@@ -40,6 +40,8 @@ pub enum Kind {
     SubjectPrefix,
     /// List of host names without port.
     Hosts,
+    /// List of networks, `address/bits`.
+    Networks,
     /// Log level or directives.
     Level,
 }
@@ -85,6 +87,7 @@ impl Kind {
             Self::Seconds(min, max) => self.number(raw, true, &TIMES, min, max),
             Self::Origins => self.list(raw, loose, origin),
             Self::Hosts => self.list(raw, loose, host),
+            Self::Networks => self.list(raw, loose, network),
             Self::NatsUrls => self.list(raw, loose, nats_url),
             _ => match raw {
                 Raw::Text(text) => self.text(text),
@@ -108,6 +111,7 @@ impl Kind {
             Self::Url => "a URL such as https://api.example.com/v1/globalsim".into(),
             Self::Origins => r#"a list such as ["https://console.example.com"]"#.into(),
             Self::Hosts => r#"a list such as ["simcast.example.com"]"#.into(),
+            Self::Networks => r#"a list such as ["127.0.0.0/8", "10.1.0.0/16"]"#.into(),
             Self::NatsUrls => r#"a list such as ["nats://127.0.0.1:4222"]"#.into(),
             Self::StreamName => "1 to 32 characters of A-Z a-z 0-9 _ -".into(),
             Self::SubjectPrefix => "words of A-Z a-z 0-9 _ - with dots between, 64 characters at most".into(),
@@ -311,6 +315,16 @@ fn nats_url(text: &str) -> Result<String, Problem> {
         return problem("it is no address of a NATS server", cure);
     }
     Ok(format!("{scheme}://{authority}"))
+}
+
+fn network(text: &str) -> Result<String, Problem> {
+    match text.parse::<ipnet::IpNet>() {
+        Ok(network) => Ok(network.trunc().to_string()),
+        Err(_) => problem(
+            format!("{text:?} is no network"),
+            "give an address and the bits that count, such as 127.0.0.0/8",
+        ),
+    }
 }
 
 fn host(text: &str) -> Result<String, Problem> {

@@ -11,6 +11,7 @@
 //! | [`body`] | JSON bodies in, spliced bytes out |
 //! | [`events`] | history and single events |
 //! | [`stream`] | the stream as a whole, subscribers, tickets |
+//! | [`webhooks`] | endpoints, deliveries, replays |
 //! | [`openapi`] | the document |
 //! | [`landing`] | the page at `/` |
 
@@ -22,6 +23,7 @@ pub mod openapi;
 pub mod routes;
 pub mod stream;
 mod trace;
+pub mod webhooks;
 
 use std::sync::Arc;
 

@@ -6,6 +6,7 @@ use ::http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header};
 use axum::{Router, body::Body, response::Response};
 use http_body_util::BodyExt;
 use jiff::{SignedDuration, Timestamp};
+use parking_lot::Mutex;
 use serde_json::Value;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -20,6 +21,7 @@ use crate::{
     hub,
     ingest::{Status, UpstreamState},
     log::Entry,
+    webhooks,
 };
 
 /// When the tests play.
@@ -59,6 +61,7 @@ pub(crate) const ICCIDS: [&str; 3] = ["8947000000000000001", "894700000000000000
 
 /// The gateway.
 pub(crate) struct Fixture {
+    supervisor: Mutex<Option<webhooks::supervisor::Supervisor>>,
     pub context: Context,
     pub upstream: watch::Sender<Arc<Status>>,
 }
@@ -91,11 +94,17 @@ impl Fixture {
         let status = Status { state: UpstreamState::Ok, seen_until: Some(at(3590)), ..Status::default() };
         let (upstream, receiver) = watch::channel(Arc::new(status));
         let limits = Limits::default();
+        let hub = hub::Hub::new(hub::Config::default(), Arc::clone(bus.log()));
+        let auth = Arc::new(Auth::new(auth::Config { tokens }, Arc::clone(&clock)));
+        let (webhooks, supervisor) = webhooks::new(
+            webhooks::Parts::in_memory(hub.clone(), bus.clone(), auth.clone(), clock.clone()).unwrap(),
+        );
         let mut parts = Parts {
-            hub: hub::Hub::new(hub::Config::default(), Arc::clone(bus.log())),
+            hub,
             bus,
             status: receiver,
-            auth: Arc::new(Auth::new(auth::Config { tokens }, Arc::clone(&clock))),
+            webhooks,
+            auth,
             tickets: Arc::new(Tickets::new(Arc::clone(&clock))),
             sessions: Arc::new(CookieSessions::new(Arc::clone(&clock))),
             registry: Registry::new(&limits, Arc::clone(&clock)),
@@ -112,7 +121,14 @@ impl Fixture {
             started_at: at(0),
         };
         adjust(&mut parts);
-        Self { context: Context::new(parts), upstream }
+        Self { context: Context::new(parts), upstream, supervisor: Mutex::new(Some(supervisor)) }
+    }
+
+    /// Serves its webhooks, as a gateway does.
+    pub(crate) fn serve_webhooks(&self) {
+        let supervisor = self.supervisor.lock().take().unwrap();
+        let (draining, stop) = (self.context.draining.clone(), self.context.stop.clone());
+        tokio::spawn(supervisor.run(draining, stop));
     }
 
     /// Appends to the log as the bus would, with times that the test chooses.

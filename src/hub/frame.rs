@@ -81,7 +81,9 @@ pub fn encode(
         (Encoding::Protobuf, None) => protobuf::encode_element(event, cursor).map(Bytes::from),
         (Encoding::Protobuf, Some(policy)) => policy::rewrite_element(event, policy, cursor).map(Bytes::from),
         (Encoding::WebSocket | Encoding::Items, None) => Ok(json::with_cursor(event, incarnation)),
-        (Encoding::WebSocket | Encoding::Items, Some(policy)) => policy::rewrite_json(event, policy, cursor).map(Bytes::from),
+        (Encoding::WebSocket | Encoding::Items, Some(policy)) => {
+            policy::rewrite_json(event, policy, cursor).map(Bytes::from)
+        }
         (Encoding::Sse { named }, _) => {
             let json = encode(event, incarnation, Encoding::WebSocket, policy)?;
             let mut out = Vec::with_capacity(json.len() + 96);

@@ -122,7 +122,8 @@ impl Hub {
             let read = |seq: u64| {
                 let found = log.get(seq).map_err(|error| Error::Unavailable(error.to_string()))?;
                 Ok(found.and_then(|event| {
-                    let body = frame::encode(&event, log.incarnation(), Encoding::Items, policy.as_deref()).ok()?;
+                    let body =
+                        frame::encode(&event, log.incarnation(), Encoding::Items, policy.as_deref()).ok()?;
                     Some(Item { event, body })
                 }))
             };

@@ -168,7 +168,8 @@ impl Prepared {
     pub async fn attempt(self: Arc<Self>, job: Job) -> Done {
         let at = self.clock.now();
         let first = job.members.first().copied().unwrap_or(0);
-        let done = |items, outcome| Done { key: job.key.clone(), first, attempt: job.attempt, at, items, outcome };
+        let done =
+            |items, outcome| Done { key: job.key.clone(), first, attempt: job.attempt, at, items, outcome };
         let items = match job.items.len() == job.members.len() {
             true => job.items,
             false => match self.hub.items(job.members.to_vec(), self.policy.clone()).await {

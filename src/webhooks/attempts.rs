@@ -312,7 +312,10 @@ impl Attempts {
         let (answer, answered) = oneshot::channel();
         let (asks, ask) = (self.asks.clone(), ask(answer));
         let gone = || io::Error::other("the log of attempts has ended");
-        tokio::task::spawn_blocking(move || asks.send(ask)).await.map_err(io::Error::other)?.map_err(|_| gone())?;
+        tokio::task::spawn_blocking(move || asks.send(ask))
+            .await
+            .map_err(io::Error::other)?
+            .map_err(|_| gone())?;
         answered.await.map_err(|_| gone())
     }
 

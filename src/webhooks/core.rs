@@ -84,7 +84,13 @@ pub fn rules(endpoint: &Endpoint) -> Rules {
 impl Core {
     /// Goes on where a checkpoint was made. Where the log is no longer the one that its sequences are of, what was
     /// pending is found again by reading all that is kept.
-    pub fn restore(endpoint: &Endpoint, mut saved: Checkpoint, log: &Log, now: Instant, wall: Timestamp) -> Self {
+    pub fn restore(
+        endpoint: &Endpoint,
+        mut saved: Checkpoint,
+        log: &Log,
+        now: Instant,
+        wall: Timestamp,
+    ) -> Self {
         let cursor = Cursor::parse(&saved.cursor).ok();
         let is_foreign = cursor.is_some_and(|cursor| {
             matches!(log.check(cursor), Err(CursorState::OtherIncarnation | CursorState::Regressed))
@@ -163,7 +169,14 @@ impl Core {
     }
 
     /// A copy for the store, if one is due.
-    pub fn save(&mut self, owner: &str, log: &Log, now: Instant, wall: Timestamp, at_once: bool) -> Option<Checkpoint> {
+    pub fn save(
+        &mut self,
+        owner: &str,
+        log: &Log,
+        now: Instant,
+        wall: Timestamp,
+        at_once: bool,
+    ) -> Option<Checkpoint> {
         let moved = self.live.cursor() != self.saved_cursor;
         let due = self.changed || (moved && now.duration_since(self.saved_at) >= QUIET_SAVE);
         if !due && !at_once {

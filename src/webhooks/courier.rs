@@ -142,7 +142,8 @@ impl Courier {
             self.look_after_validity();
             let wake_at = self.wake_at(stopping);
             let reads = !stopping && Instant::now() >= self.read_again;
-            let (wants_live, wants_replay) = (reads && self.wants(&FeedKey::Live), reads && self.wants_replay());
+            let (wants_live, wants_replay) =
+                (reads && self.wants(&FeedKey::Live), reads && self.wants_replay());
             let live = self.live.clone();
             let mut saves = live.saves.subscribe();
             tokio::select! {
@@ -219,7 +220,8 @@ impl Courier {
                 Some(_) => {}
                 // What is watched may be a moment old, and a replay that has ended must not begin again.
                 None if self.known.insert(replay.id.clone()) => {
-                    let begins = errand::begin_replay(self.tools.clone(), endpoint.id.clone(), replay.id.clone());
+                    let begins =
+                        errand::begin_replay(self.tools.clone(), endpoint.id.clone(), replay.id.clone());
                     self.errands.push(begins.boxed());
                 }
                 None => {}
@@ -237,14 +239,16 @@ impl Courier {
         let (endpoint, tools) = (self.current.endpoint.clone(), &self.tools);
         (self.prepared, self.obstacle) = (None, None);
         let Some(principal) = &self.current.principal else {
-            self.obstacle = Some(format!("the token {:?} that made it is no longer valid", endpoint.created_by));
+            self.obstacle =
+                Some(format!("the token {:?} that made it is no longer valid", endpoint.created_by));
             return;
         };
         let url = tools.guard.check(&endpoint.url).map_err(|error| error.to_string());
         let (outbound, hub, clock) = (tools.outbound.clone(), tools.hub.clone(), tools.clock.clone());
         let policy = principal.policy.clone();
         let prepared = url.and_then(|url| {
-            Prepared::new(endpoint.clone(), url, policy, outbound, hub, clock).map_err(|error| error.to_string())
+            Prepared::new(endpoint.clone(), url, policy, outbound, hub, clock)
+                .map_err(|error| error.to_string())
         });
         match prepared {
             Ok(prepared) => self.prepared = Some(Arc::new(prepared)),
@@ -314,7 +318,11 @@ impl Courier {
     }
 
     fn trouble(&mut self, error: &str) {
-        tracing::warn!(webhook = self.current.endpoint.id, error, "webhook deliveries wait: the log can't be read");
+        tracing::warn!(
+            webhook = self.current.endpoint.id,
+            error,
+            "webhook deliveries wait: the log can't be read"
+        );
         self.read_again = Instant::now() + TROUBLE;
     }
 
@@ -435,7 +443,9 @@ impl Courier {
         }
         for key in replays {
             let FeedKey::Replay(id) = key else { continue };
-            let Some(running) = core.replays.get_mut(id).filter(|running| running.is_known()) else { continue };
+            let Some(running) = core.replays.get_mut(id).filter(|running| running.is_known()) else {
+                continue;
+            };
             if !due(&running.feed) {
                 continue;
             }
@@ -483,11 +493,15 @@ impl Courier {
         self.posts = FuturesUnordered::new();
         let now = Instant::now();
         let mut core = self.live.core.lock();
-        let keys: Vec<FeedKey> = core.replays.keys().cloned().map(FeedKey::Replay).chain([FeedKey::Live]).collect();
+        let keys: Vec<FeedKey> =
+            core.replays.keys().cloned().map(FeedKey::Replay).chain([FeedKey::Live]).collect();
         for key in keys {
             let Some(feed) = core.feed(&key) else { continue };
-            let firsts: Vec<u64> =
-                feed.pending().filter(|unit| unit.in_flight).filter_map(|unit| unit.members.first().copied()).collect();
+            let firsts: Vec<u64> = feed
+                .pending()
+                .filter(|unit| unit.in_flight)
+                .filter_map(|unit| unit.members.first().copied())
+                .collect();
             firsts.into_iter().for_each(|first| feed.give_back(first, now));
         }
     }
@@ -520,7 +534,10 @@ impl Courier {
             at = at.min(opens.max(now + Duration::from_millis(1)));
         }
         drop(core);
-        self.tools.members.valid_until().map_or(at, |until| at.min(until.max(now + Duration::from_millis(50))))
+        self.tools
+            .members
+            .valid_until()
+            .map_or(at, |until| at.min(until.max(now + Duration::from_millis(50))))
     }
 
     /// An attempt has ended.
@@ -567,8 +584,10 @@ impl Courier {
                 }
                 core.totals.last_delivered_at = Some(wall);
                 if done.key == FeedKey::Live && done.attempt == 1 {
-                    let observed = done.items.first().and_then(|item| Some(item.event.keys().ok()?.observed_us));
-                    let took = wall.as_microsecond().saturating_sub(observed.unwrap_or(wall.as_microsecond()));
+                    let observed =
+                        done.items.first().and_then(|item| Some(item.event.keys().ok()?.observed_us));
+                    let took =
+                        wall.as_microsecond().saturating_sub(observed.unwrap_or(wall.as_microsecond()));
                     core.totals.latency.add(took.max(0) as u64);
                 }
                 if disables {
@@ -603,7 +622,10 @@ impl Courier {
                 }
                 let schedule = &self.current.endpoint.retry_schedule;
                 let counts = signal.is_some();
-                let made = core.feed(&done.key).and_then(|feed| feed.get(done.first)).map_or(0, |unit| unit.attempts);
+                let made = core
+                    .feed(&done.key)
+                    .and_then(|feed| feed.get(done.first))
+                    .map_or(0, |unit| unit.attempts);
                 let wait = schedule.get(made as usize + 1).copied();
                 match (wait, counts) {
                     (None, true) => {
@@ -614,7 +636,8 @@ impl Courier {
                         self.announce(done.key.clone(), done.first);
                     }
                     (wait, _) => {
-                        let by_schedule = spread(Duration::from_secs(wait.unwrap_or(0).into()), self.tools.chance());
+                        let by_schedule =
+                            spread(Duration::from_secs(wait.unwrap_or(0).into()), self.tools.chance());
                         let pause = match (retry_after, counts) {
                             (Some(after), _) => after,
                             (None, true) => by_schedule,
@@ -623,7 +646,8 @@ impl Courier {
                         if let Some(feed) = core.feed(&done.key) {
                             feed.retry(done.first, now + pause, failure, counts);
                         }
-                        next = wall.checked_add(jiff::SignedDuration::try_from(pause).unwrap_or_default()).ok();
+                        next =
+                            wall.checked_add(jiff::SignedDuration::try_from(pause).unwrap_or_default()).ok();
                     }
                 }
             }

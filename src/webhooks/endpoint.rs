@@ -194,7 +194,10 @@ impl Settings {
         if let Some(rate) = self.rate_limit_per_second
             && !(1..=100_000).contains(&rate)
         {
-            return wrong("rate_limit_per_second", format!("rate_limit_per_second is 1 to 100000, not {rate}"));
+            return wrong(
+                "rate_limit_per_second",
+                format!("rate_limit_per_second is 1 to 100000, not {rate}"),
+            );
         }
         if let Some(BatchRule { max_events, max_wait_ms }) = self.batch {
             if !(2..=BATCH_EVENTS_MAX).contains(&max_events) {
@@ -204,7 +207,10 @@ impl Settings {
                 );
             }
             if max_wait_ms > 60_000 {
-                return wrong("batch.max_wait_ms", format!("batch.max_wait_ms is 0 to 60000, not {max_wait_ms}"));
+                return wrong(
+                    "batch.max_wait_ms",
+                    format!("batch.max_wait_ms is 0 to 60000, not {max_wait_ms}"),
+                );
             }
         }
         if !(100..=60_000).contains(&self.timeout_ms) {

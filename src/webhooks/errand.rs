@@ -64,7 +64,13 @@ pub async fn gap(tools: Arc<Tools>, endpoint: Arc<Endpoint>, gap: Gap) -> Errand
 }
 
 /// Tells of a unit that was given up.
-pub async fn bury(tools: Arc<Tools>, live: Arc<Live>, endpoint: Arc<Endpoint>, key: FeedKey, first: u64) -> Errand {
+pub async fn bury(
+    tools: Arc<Tools>,
+    live: Arc<Live>,
+    endpoint: Arc<Endpoint>,
+    key: FeedKey,
+    first: u64,
+) -> Errand {
     let unit = live.core.lock().feed(&key).and_then(|feed| feed.get(first).cloned());
     let Some(unit) = unit.filter(|unit| unit.dead) else { return Errand::Buried { key, first } };
     let incarnation = tools.hub.log().incarnation();
@@ -181,4 +187,3 @@ impl<'t> Pauses<'t> {
         self.next = (self.next * 2).min(PAUSE_MAX);
     }
 }
-

@@ -79,13 +79,13 @@ static DENIED_NETWORKS: LazyLock<Vec<IpNet>> =
 
 /// Ports from 1024 up that browsers refuse, since what listens there takes an HTTP request for something else. Below
 /// 1024 only 80 and 443 are allowed.
-const DENIED_PORTS: [u16; 17] = [
-    1719, 1720, 1723, 2049, 3659, 4045, 4190, 5060, 5061, 6000, 6566, 6665, 6666, 6667, 6668, 6669, 10080,
-];
+const DENIED_PORTS: [u16; 17] =
+    [1719, 1720, 1723, 2049, 3659, 4045, 4190, 5060, 5061, 6000, 6566, 6665, 6666, 6667, 6668, 6669, 10080];
 
 /// Looks up a name: host and port give addresses.
-pub type Lookup =
-    Arc<dyn Fn(String, u16) -> Pin<Box<dyn Future<Output = io::Result<Vec<SocketAddr>>> + Send>> + Send + Sync>;
+pub type Lookup = Arc<
+    dyn Fn(String, u16) -> Pin<Box<dyn Future<Output = io::Result<Vec<SocketAddr>>> + Send>> + Send + Sync,
+>;
 
 /// What is allowed beside what everybody may reach.
 #[derive(Debug, Clone, Default)]
@@ -246,7 +246,10 @@ impl Guard {
         if is_inside {
             return Err(UrlError::Inside(host.to_string()));
         }
-        let uri = url.as_str().parse().map_err(|error: http::uri::InvalidUri| UrlError::Unreadable(error.to_string()))?;
+        let uri = url
+            .as_str()
+            .parse()
+            .map_err(|error: http::uri::InvalidUri| UrlError::Unreadable(error.to_string()))?;
         Ok(CheckedUrl { uri, host, port })
     }
 
@@ -266,7 +269,8 @@ impl Guard {
         };
         let host = uri.host().ok_or_else(|| failed("there is no host"))?;
         let host = Host::parse(host).map_err(|error| failed(&error.to_string()))?;
-        let port = uri.port_u16().unwrap_or(if uri.scheme() == Some(&http::uri::Scheme::HTTPS) { 443 } else { 80 });
+        let port =
+            uri.port_u16().unwrap_or(if uri.scheme() == Some(&http::uri::Scheme::HTTPS) { 443 } else { 80 });
         self.addresses(&host, port).await
     }
 
@@ -277,7 +281,8 @@ impl Guard {
             Host::Domain(name) => {
                 let failed = |reason: String| ResolveError::Failed { host: name.clone(), reason };
                 let looked_up = tokio::time::timeout(LOOKUP_MAX, (self.lookup)(name.clone(), port)).await;
-                let looked_up = looked_up.map_err(|_| failed("the resolver did not answer in time".into()))?;
+                let looked_up =
+                    looked_up.map_err(|_| failed("the resolver did not answer in time".into()))?;
                 let found = looked_up.map_err(|error| failed(error.to_string()))?;
                 if found.is_empty() {
                     return Err(failed("it has no address".into()));

@@ -57,7 +57,8 @@ pub fn dead_lettered(
     at: Timestamp,
 ) -> NewEvent {
     let keys = event.and_then(|event| event.keys().ok());
-    let (status, reason) = unit.last.as_ref().map_or((None, "gone"), |last| (last.status, last.kind.as_str()));
+    let (status, reason) =
+        unit.last.as_ref().map_or((None, "gone"), |last| (last.status, last.kind.as_str()));
     let more = json!({
         "event_id": keys.map(|keys| keys.id),
         "event_type": keys.map(|keys| keys.event_type),

@@ -13,6 +13,7 @@ mod connector;
 use std::{
     error::Error as StdError,
     net::SocketAddr,
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -20,6 +21,7 @@ use std::{
     time::Duration,
 };
 
+use base64::Engine as _;
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, header};
 use http_body_util::{BodyExt, Full};
@@ -30,7 +32,7 @@ use hyper_util::{
 };
 use jiff::Timestamp;
 use parking_lot::Mutex;
-use rustls::pki_types::CertificateDer;
+use rustls::pki_types::{CertificateDer, pem::PemObject};
 use tokio::time::{Instant, timeout_at};
 
 use self::connector::{ConnectError, Connector};
@@ -86,6 +88,42 @@ pub struct Proxy {
     pub address: String,
     /// Value of `Proxy-Authorization`.
     pub authorization: Option<HeaderValue>,
+}
+
+impl Proxy {
+    /// Reads `http://[user:password@]host:port`.
+    ///
+    /// # Errors
+    /// A sentence that does not repeat the text, which may hold a password.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let url = url::Url::parse(text).map_err(|error| format!("it is no URL: {error}"))?;
+        if url.scheme() != "http" || !matches!(url.path(), "" | "/") || url.query().is_some() {
+            return Err("it is no http:// URL of host and port alone".to_owned());
+        }
+        let host = url.host_str().ok_or("it names no host")?;
+        let address = format!("{host}:{}", url.port_or_known_default().unwrap_or(80));
+        let authorization = match (url.username(), url.password()) {
+            ("", None) => None,
+            (user, password) => {
+                let decoded =
+                    |text| percent_encoding::percent_decode_str(text).decode_utf8_lossy().into_owned();
+                let login = format!("{}:{}", decoded(user), decoded(password.unwrap_or_default()));
+                let value = format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(login));
+                Some(HeaderValue::from_str(&value).map_err(|_| "its login can't be sent".to_owned())?)
+            }
+        };
+        Ok(Self { address, authorization })
+    }
+}
+
+/// Reads certificates in PEM.
+///
+/// # Errors
+/// A sentence.
+pub fn read_roots(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+    let read = CertificateDer::pem_file_iter(path).map_err(|error| error.to_string())?;
+    let roots: Vec<_> = read.collect::<Result<_, _>>().map_err(|error| error.to_string())?;
+    if roots.is_empty() { Err("it holds no certificate".to_owned()) } else { Ok(roots) }
 }
 
 impl std::fmt::Debug for Proxy {
@@ -246,7 +284,13 @@ impl Outbound {
     }
 
     /// One POST; the head of an answer must be there within `timeout`.
-    pub async fn post(&self, url: &CheckedUrl, headers: HeaderMap, body: Bytes, timeout: Duration) -> Exchange {
+    pub async fn post(
+        &self,
+        url: &CheckedUrl,
+        headers: HeaderMap,
+        body: Bytes,
+        timeout: Duration,
+    ) -> Exchange {
         let started = Instant::now();
         let deadline = started + timeout;
         let mut again = true;
@@ -267,7 +311,8 @@ impl Outbound {
                 Ok(response) => return read(response, started, deadline + BODY_GRACE).await,
                 Err(error) => {
                     let made = made_of(&error);
-                    let was_pooled = made.as_ref().is_some_and(|made| made.used.swap(true, Ordering::Relaxed));
+                    let was_pooled =
+                        made.as_ref().is_some_and(|made| made.used.swap(true, Ordering::Relaxed));
                     if was_pooled && std::mem::take(&mut again) {
                         continue;
                     }

@@ -59,7 +59,12 @@ impl Members {
         let alone = !bus.is_shared();
         let alive = if alone { vec![me.clone()] } else { Vec::new() };
         let bus = (!alone).then_some(bus);
-        Self(Arc::new(Inner { me, bus, alive: watch::Sender::new(Arc::new(alive)), renewed: Mutex::new(None) }))
+        Self(Arc::new(Inner {
+            me,
+            bus,
+            alive: watch::Sender::new(Arc::new(alive)),
+            renewed: Mutex::new(None),
+        }))
     }
 
     /// This gateway.
@@ -168,7 +173,8 @@ impl Seat {
             }
             // Nobody else writes this key: a write whose answer was lost, or somebody took us for dead.
             Err(KvError::Conflict) => {
-                self.revision = self.bus.kv_get(Bucket::Lease, &self.key()).await?.map(|entry| entry.revision);
+                self.revision =
+                    self.bus.kv_get(Bucket::Lease, &self.key()).await?.map(|entry| entry.revision);
                 Err(KvError::Conflict)
             }
             Err(error) => Err(error),

@@ -36,9 +36,14 @@ pub enum Turn {
 
 #[derive(Debug, Clone, Copy)]
 enum Breaker {
-    Closed { failures: u32 },
+    Closed {
+        failures: u32,
+    },
     /// Only probes; `pause` is before the next, which may go at `next`.
-    Open { next: Instant, pause: Duration },
+    Open {
+        next: Instant,
+        pause: Duration,
+    },
 }
 
 /// See the head of this file.
@@ -167,7 +172,13 @@ impl Pace {
     }
 
     /// An answer came, or none in time. `retry_after`: the receiver said when to come back; `jitter` is in 0..1.
-    pub fn answered(&mut self, signal: Signal, retry_after: Option<Duration>, jitter: f64, now: Instant) -> Turn {
+    pub fn answered(
+        &mut self,
+        signal: Signal,
+        retry_after: Option<Duration>,
+        jitter: f64,
+        now: Instant,
+    ) -> Turn {
         if let (Signal::Congested, Some(wait)) = (signal, retry_after) {
             self.hold = Some(self.hold.unwrap_or(now).max(now + wait));
         }
@@ -238,7 +249,8 @@ mod tests {
     async fn a_breaker_opens_probes_ever_more_rarely_and_closes() {
         let now = Instant::now();
         let mut pace = Pace::new(16, None, false, now);
-        let turns: Vec<_> = (0..FAILURES_TO_OPEN).map(|_| pace.answered(Signal::Failed, None, 0.5, now)).collect();
+        let turns: Vec<_> =
+            (0..FAILURES_TO_OPEN).map(|_| pace.answered(Signal::Failed, None, 0.5, now)).collect();
         assert_eq!(turns.last(), Some(&Turn::Opened));
         assert!(turns[..9].iter().all(|turn| *turn == Turn::Same));
         assert!(!pace.admit(0, now), "only after a pause");

@@ -33,7 +33,9 @@ impl std::fmt::Debug for Sealer {
 #[derive(Debug, thiserror::Error)]
 pub enum SealerError {
     /// Not a key.
-    #[error("the key for secrets must be base64 or hex of {KEY_BYTES} bytes; make one with: openssl rand -base64 32")]
+    #[error(
+        "the key for secrets must be base64 or hex of {KEY_BYTES} bytes; make one with: openssl rand -base64 32"
+    )]
     Key,
     /// The file.
     #[error("the key for secrets: {0}")]
@@ -116,7 +118,8 @@ impl Sealer {
         let (nonce, rest) = bytes.split_at_checked(NONCE_LEN).ok_or(SealerError::Opened)?;
         let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| SealerError::Opened)?;
         let mut rest = rest.to_vec();
-        let plain = self.0.open_in_place(nonce, Aad::from(context), &mut rest).map_err(|_| SealerError::Opened)?;
+        let plain =
+            self.0.open_in_place(nonce, Aad::from(context), &mut rest).map_err(|_| SealerError::Opened)?;
         Ok(plain.to_vec())
     }
 }
@@ -129,7 +132,8 @@ mod tests {
 
     #[test]
     fn only_the_same_key_and_place_open() {
-        let (one, other) = (Sealer::parse(&"11".repeat(32)).unwrap(), Sealer::parse(&"22".repeat(32)).unwrap());
+        let (one, other) =
+            (Sealer::parse(&"11".repeat(32)).unwrap(), Sealer::parse(&"22".repeat(32)).unwrap());
         let sealed = one.seal(b"whsec_secret", b"whk_1").unwrap();
         assert_eq!(one.open(&sealed, b"whk_1").unwrap(), b"whsec_secret");
         assert_ne!(sealed, one.seal(b"whsec_secret", b"whk_1").unwrap(), "a nonce is never used twice");

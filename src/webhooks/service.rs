@@ -459,7 +459,8 @@ impl Webhooks {
     fn secret(&self, given: Option<String>) -> Result<String, ServiceError> {
         match given {
             Some(text) => {
-                let invalid = |message: String| ServiceError::Invalid { field: "secret".into(), message, hint: None };
+                let invalid =
+                    |message: String| ServiceError::Invalid { field: "secret".into(), message, hint: None };
                 Secret::parse(&text).map_err(|error| invalid(error.to_string()))?;
                 Ok(text)
             }
@@ -517,7 +518,9 @@ impl Webhooks {
                 let settings = merge(endpoint.settings())?;
                 settings.check()?;
                 if settings.url != wanted.url || settings.filter != wanted.filter {
-                    return Err(ServiceError::Conflict("somebody else changed it at the same time; try again".into()));
+                    return Err(ServiceError::Conflict(
+                        "somebody else changed it at the same time; try again".into(),
+                    ));
                 }
                 endpoint.apply(settings, now);
                 Ok(())
@@ -599,7 +602,8 @@ impl Webhooks {
         }
         let secret = self.secret(secret)?;
         let now = self.tools.clock.now();
-        let until = now.checked_add(jiff::SignedDuration::try_from(overlap).unwrap_or_default()).unwrap_or(now);
+        let until =
+            now.checked_add(jiff::SignedDuration::try_from(overlap).unwrap_or_default()).unwrap_or(now);
         let changed = self.change(principal, id, |endpoint| {
             let secrets = &mut endpoint.private.secrets;
             secrets.retain(|one| one.text != secret && one.until.is_none_or(|until| until > now));
@@ -683,7 +687,11 @@ impl Webhooks {
             failing_since: position.failing_since,
             behind: edge.saturating_sub(position.live.cursor),
             pending: events_of(&position.live),
-            waiting: pending.iter().filter(|unit| unit.attempts > 0).map(|unit| unit.members.len() as u64).sum(),
+            waiting: pending
+                .iter()
+                .filter(|unit| unit.attempts > 0)
+                .map(|unit| unit.members.len() as u64)
+                .sum(),
             lag_seconds: if is_quiet { 0.0 } else { self.tools.lag_seconds(settled).unwrap_or(0.0) },
             oldest_attempt_at: oldest.and_then(|us| Timestamp::from_microsecond(us).ok()),
             totals: position.totals,
@@ -775,7 +783,8 @@ impl Webhooks {
             match kept.first().filter(|oldest| oldest.value.state != ReplayState::Running) {
                 Some(oldest) => self.tools.store.delete_replay(oldest).await?,
                 None => {
-                    let message = format!("{REPLAYS_MAX} replays of this webhook are under way; cancel one, or wait");
+                    let message =
+                        format!("{REPLAYS_MAX} replays of this webhook are under way; cancel one, or wait");
                     return Err(ServiceError::Limit(message));
                 }
             }
@@ -800,7 +809,9 @@ impl Webhooks {
         let counted = tokio::task::spawn_blocking(move || {
             let wanted = if only == Only::Failed { dead_letters() } else { predicate.clone() };
             let fits = |event: &crate::event::StoredEvent| {
-                event.keys().is_ok_and(|keys| narrower.as_ref().is_none_or(|narrower| narrower.matches(&keys)))
+                event
+                    .keys()
+                    .is_ok_and(|keys| narrower.as_ref().is_none_or(|narrower| narrower.matches(&keys)))
             };
             let (mut count, mut position) = (0, from);
             loop {
@@ -820,8 +831,10 @@ impl Webhooks {
                 };
                 for event in &page.events {
                     if only == Only::Failed {
-                        let letter = notices::read_dead_letter(event).filter(|letter| letter.webhook == webhook);
-                        let seq = letter.and_then(|letter| letter.seq).filter(|seq| *seq > from && *seq <= to);
+                        let letter =
+                            notices::read_dead_letter(event).filter(|letter| letter.webhook == webhook);
+                        let seq =
+                            letter.and_then(|letter| letter.seq).filter(|seq| *seq > from && *seq <= to);
                         let Some(seq) = seq else { continue };
                         let kept = log.get(seq).ok().flatten();
                         let matches = |event: &crate::event::StoredEvent| {
@@ -849,7 +862,8 @@ impl Webhooks {
     /// [`ServiceError`].
     pub async fn replays(&self, principal: &Principal, id: &str) -> Result<Vec<Replay>, ServiceError> {
         self.found(principal, id).await?;
-        let mut replays: Vec<_> = self.tools.store.replays(id).await?.into_iter().map(|at| at.value).collect();
+        let mut replays: Vec<_> =
+            self.tools.store.replays(id).await?.into_iter().map(|at| at.value).collect();
         for replay in &mut replays {
             replay.progress = self.progress(replay).await?;
         }
@@ -870,7 +884,12 @@ impl Webhooks {
         Ok(progress.unwrap_or(replay.progress))
     }
 
-    async fn replay_at(&self, principal: &Principal, id: &str, replay: &str) -> Result<At<Replay>, ServiceError> {
+    async fn replay_at(
+        &self,
+        principal: &Principal,
+        id: &str,
+        replay: &str,
+    ) -> Result<At<Replay>, ServiceError> {
         self.found(principal, id).await?;
         let missing = || ServiceError::NotFound { what: "replay", id: replay.to_owned() };
         if !is_name(replay) {
@@ -883,7 +902,12 @@ impl Webhooks {
     ///
     /// # Errors
     /// [`ServiceError`].
-    pub async fn get_replay(&self, principal: &Principal, id: &str, replay: &str) -> Result<Replay, ServiceError> {
+    pub async fn get_replay(
+        &self,
+        principal: &Principal,
+        id: &str,
+        replay: &str,
+    ) -> Result<Replay, ServiceError> {
         let mut found = self.replay_at(principal, id, replay).await?.value;
         found.progress = self.progress(&found).await?;
         Ok(found)
@@ -893,7 +917,12 @@ impl Webhooks {
     ///
     /// # Errors
     /// [`ServiceError`].
-    pub async fn cancel_replay(&self, principal: &Principal, id: &str, replay: &str) -> Result<(), ServiceError> {
+    pub async fn cancel_replay(
+        &self,
+        principal: &Principal,
+        id: &str,
+        replay: &str,
+    ) -> Result<(), ServiceError> {
         let mut found = self.replay_at(principal, id, replay).await?;
         if found.value.state != ReplayState::Running {
             self.tools.store.delete_replay(&found).await?;
@@ -959,7 +988,12 @@ impl Webhooks {
     }
 
     /// Dead letters, from the stream.
-    async fn given_up(&self, id: &str, after: Option<&str>, limit: usize) -> Result<Deliveries, ServiceError> {
+    async fn given_up(
+        &self,
+        id: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Deliveries, ServiceError> {
         let (log, webhook) = (self.tools.hub.log().clone(), id.to_owned());
         let from = after.map(parse_seq).transpose()?.unwrap_or(u64::MAX);
         let read = tokio::task::spawn_blocking(move || {
@@ -978,7 +1012,8 @@ impl Webhooks {
                     })
                     .map_err(|error| ServiceError::Unavailable(error.to_string()))?;
                 found.extend(page.events.iter().filter_map(|event| {
-                    let letter = notices::read_dead_letter(event).filter(|letter| letter.webhook == webhook)?;
+                    let letter =
+                        notices::read_dead_letter(event).filter(|letter| letter.webhook == webhook)?;
                     Some(dead_delivery(&letter, Timestamp::from_microsecond(event.keys().ok()?.time_us).ok()))
                 }));
                 position = page.next;
@@ -1027,7 +1062,8 @@ impl Webhooks {
         let missing = || ServiceError::NotFound { what: "delivery", id: delivery.to_owned() };
         let seq = seq_of(delivery).ok_or_else(missing)?;
         let items = self.tools.hub.items(vec![seq], None).await?;
-        let event_id = items.into_iter().flatten().next().and_then(|item| Some(item.event.keys().ok()?.id.to_owned()));
+        let event_id =
+            items.into_iter().flatten().next().and_then(|item| Some(item.event.keys().ok()?.id.to_owned()));
         let mut query = Query { webhook: Some(id.to_owned()), limit: 100, ..Query::default() };
         match &event_id {
             // So that the batches in which it went are found too.
@@ -1037,9 +1073,9 @@ impl Webhooks {
         let attempts: Vec<Attempt> =
             self.attempts(query).await?.attempts.into_iter().map(|(_, attempt)| attempt).collect();
         let position = self.position(id).await?;
-        let unit = position.as_ref().and_then(|position| {
-            position.live.pending.iter().find(|unit| unit.members.contains(&seq))
-        });
+        let unit = position
+            .as_ref()
+            .and_then(|position| position.live.pending.iter().find(|unit| unit.members.contains(&seq)));
         let found = match (unit, attempts.first()) {
             (Some(unit), _) => unsettled_delivery(seq, unit, event_id),
             (None, Some(last)) => Delivery { id: delivery.to_owned(), ..tried_delivery(last) },
@@ -1052,7 +1088,12 @@ impl Webhooks {
     ///
     /// # Errors
     /// [`ServiceError`].
-    pub async fn retry(&self, principal: &Principal, id: &str, delivery: &str) -> Result<Replay, ServiceError> {
+    pub async fn retry(
+        &self,
+        principal: &Principal,
+        id: &str,
+        delivery: &str,
+    ) -> Result<Replay, ServiceError> {
         let endpoint = self.found(principal, id).await?.value;
         let missing = || ServiceError::NotFound { what: "delivery", id: delivery.to_owned() };
         let seq = seq_of(delivery).ok_or_else(missing)?;
@@ -1158,9 +1199,10 @@ fn bad_page() -> ServiceError {
 }
 
 fn unsettled_delivery(seq: u64, unit: &SavedUnit, event_id: Option<String>) -> Delivery {
-    let last_error = unit.last.as_ref().map(|last| {
-        last.status.map_or_else(|| last.kind.clone(), |status| status.to_string())
-    });
+    let last_error = unit
+        .last
+        .as_ref()
+        .map(|last| last.status.map_or_else(|| last.kind.clone(), |status| status.to_string()));
     Delivery {
         id: delivery_id(seq),
         event_id,

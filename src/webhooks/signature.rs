@@ -57,7 +57,8 @@ impl Secret {
     /// [`SecretError`].
     pub fn parse(text: &str) -> Result<Self, SecretError> {
         let text = text.trim();
-        let bytes = STANDARD.decode(text.strip_prefix(PREFIX).unwrap_or(text)).map_err(|_| SecretError::Base64)?;
+        let bytes =
+            STANDARD.decode(text.strip_prefix(PREFIX).unwrap_or(text)).map_err(|_| SecretError::Base64)?;
         if !BYTES.contains(&bytes.len()) {
             return Err(SecretError::Length(bytes.len()));
         }

@@ -42,7 +42,10 @@ pub enum Supply {
 enum Kind {
     Live,
     /// A replay of everything up to a position that its own filter matches too.
-    Range { to: u64, narrower: Option<Predicate> },
+    Range {
+        to: u64,
+        narrower: Option<Predicate>,
+    },
     /// A replay of what was dead-lettered: the subscription reads the notices.
     DeadLetters {
         from: u64,
@@ -52,7 +55,10 @@ enum Kind {
         told: Option<(Vec<u64>, u64)>,
     },
     /// Just one.
-    One { seq: u64, done: bool },
+    One {
+        seq: u64,
+        done: bool,
+    },
 }
 
 /// See the head of this file.
@@ -171,7 +177,8 @@ impl Source {
         if told.is_none() {
             match self.subscription.next().await {
                 Delivery::Batch(batch) => {
-                    let letters = batch.items.iter().filter_map(|item| notices::read_dead_letter(&item.event));
+                    let letters =
+                        batch.items.iter().filter_map(|item| notices::read_dead_letter(&item.event));
                     let seqs = letters
                         .filter(|letter| letter.webhook == self.wanted.endpoint)
                         .filter_map(|letter| letter.seq)
@@ -208,7 +215,12 @@ pub fn dead_letters() -> Predicate {
     Predicate::new(filter.unwrap_or_default(), None)
 }
 
-async fn open(hub: &Hub, predicate: Predicate, wanted: &Wanted, cursor: Cursor) -> Result<Subscription, Error> {
+async fn open(
+    hub: &Hub,
+    predicate: Predicate,
+    wanted: &Wanted,
+    cursor: Cursor,
+) -> Result<Subscription, Error> {
     hub.subscribe(Spec {
         encoding: Encoding::Items,
         predicate,

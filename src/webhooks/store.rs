@@ -252,9 +252,11 @@ impl Store {
 
     fn seal(&self, endpoint: &Endpoint) -> Result<Bytes, StoreError> {
         let unreadable = |reason: String| StoreError::Unreadable { key: key_of(&endpoint.id), reason };
-        let sealer = self.sealer.as_ref().ok_or_else(|| unreadable("no key for secrets is configured".into()))?;
+        let sealer =
+            self.sealer.as_ref().ok_or_else(|| unreadable("no key for secrets is configured".into()))?;
         let private = encode(&endpoint.private)?;
-        let sealed = sealer.seal(&private, endpoint.id.as_bytes()).map_err(|error| unreadable(error.to_string()))?;
+        let sealed =
+            sealer.seal(&private, endpoint.id.as_bytes()).map_err(|error| unreadable(error.to_string()))?;
         encode(&endpoint.to_stored(sealed))
     }
 
@@ -265,9 +267,11 @@ impl Store {
     pub fn open(&self, key: &str, bytes: &[u8]) -> Result<Endpoint, StoreError> {
         let unreadable = |reason: String| StoreError::Unreadable { key: key.to_owned(), reason };
         let stored: StoredEndpoint = decode(key, bytes)?;
-        let sealer = self.sealer.as_ref().ok_or_else(|| unreadable("no key for secrets is configured".into()))?;
-        let private =
-            sealer.open(&stored.sealed, stored.id.as_bytes()).map_err(|error| unreadable(error.to_string()))?;
+        let sealer =
+            self.sealer.as_ref().ok_or_else(|| unreadable("no key for secrets is configured".into()))?;
+        let private = sealer
+            .open(&stored.sealed, stored.id.as_bytes())
+            .map_err(|error| unreadable(error.to_string()))?;
         let private: Private = decode(key, &private)?;
         stored.open(private).map_err(|error| unreadable(error.to_string()))
     }

@@ -233,7 +233,8 @@ impl Supervisor {
             let wanted: Vec<_> = (table.endpoints.values())
                 .map(|endpoint| (endpoint.clone(), Arc::new(table.running(&endpoint.id))))
                 .collect();
-            let gone = |id: &&String| !table.endpoints.contains_key(*id) && !table.unreadable.contains_key(*id);
+            let gone =
+                |id: &&String| !table.endpoints.contains_key(*id) && !table.unreadable.contains_key(*id);
             let deleted: Vec<String> = self.tasks.keys().filter(gone).cloned().collect();
             (wanted, deleted)
         };
@@ -346,8 +347,12 @@ impl Supervisor {
     async fn reap(&mut self) {
         let overdue = |task: &Task| task.leaving.is_some_and(|since| since.elapsed() >= HANDOVER_MAX);
         self.tasks.values().filter(|task| overdue(task)).for_each(|task| task.lost.cancel());
-        let ended: Vec<String> =
-            self.tasks.iter().filter(|(_, task)| task.handle.is_finished()).map(|(id, _)| id.clone()).collect();
+        let ended: Vec<String> = self
+            .tasks
+            .iter()
+            .filter(|(_, task)| task.handle.is_finished())
+            .map(|(id, _)| id.clone())
+            .collect();
         for id in ended {
             let Some(mut task) = self.forget(&id) else { continue };
             if let Err(error) = (&mut task.handle).await {
@@ -427,7 +432,8 @@ impl Supervisor {
             Leftovers::Unknown => {
                 let positions = tools.store.positions().await?;
                 let table = tools.table.read();
-                let known = |id: &String| table.endpoints.contains_key(id) || table.unreadable.contains_key(id);
+                let known =
+                    |id: &String| table.endpoints.contains_key(id) || table.unreadable.contains_key(id);
                 let orphans = positions.into_iter().filter(|id| !known(id)).collect();
                 self.leftovers = Leftovers::Suspected(Instant::now(), orphans);
             }
@@ -463,7 +469,9 @@ async fn write(tools: &Tools, id: &str, saved: &Checkpoint, revision: u64) -> Re
             let found = timeout(WRITE_MAX, tools.store.checkpoint(id)).await.map_err(|_| late())??;
             match found {
                 Some(found) if found.value.owner == tools.members.me() => {
-                    timeout(WRITE_MAX, tools.store.save(id, saved, found.revision)).await.map_err(|_| late())?
+                    timeout(WRITE_MAX, tools.store.save(id, saved, found.revision))
+                        .await
+                        .map_err(|_| late())?
                 }
                 _ => Err(StoreError::Kv(KvError::Conflict)),
             }
@@ -477,7 +485,9 @@ async fn write(tools: &Tools, id: &str, saved: &Checkpoint, revision: u64) -> Re
 async fn claim(tools: Arc<Tools>, order: Order) -> Option<(Order, u64, Core)> {
     let id = order.endpoint.id.clone();
     let taken = async {
-        let Some(At { value: mut saved, revision }) = tools.store.checkpoint(&id).await? else { return Ok(None) };
+        let Some(At { value: mut saved, revision }) = tools.store.checkpoint(&id).await? else {
+            return Ok(None);
+        };
         if !tools.members.may_take(&saved.owner) {
             return Ok(None);
         }

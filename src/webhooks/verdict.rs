@@ -54,9 +54,7 @@ pub fn judge(exchange: &Exchange, now: Timestamp) -> Verdict {
         Err(failure) => {
             let signal = match failure.kind {
                 FailureKind::Proxy => None,
-                FailureKind::ConnectTimeout | FailureKind::HeaderTimeout => {
-                    Some(Signal::Congested)
-                }
+                FailureKind::ConnectTimeout | FailureKind::HeaderTimeout => Some(Signal::Congested),
                 _ => Some(Signal::Failed),
             };
             let failure = LastFailure { status: None, kind: failure.kind.as_str().to_owned() };

@@ -12,6 +12,7 @@ use simcast::{
     },
     hub::{self, Hub},
     ingest::Status,
+    webhooks,
 };
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -33,11 +34,15 @@ async fn serve() -> Result<(), Box<dyn Error>> {
     let (_status, receiver) = watch::channel(Arc::new(Status::default()));
     let stop = CancellationToken::new();
     let limits = Limits::default();
+    let auth = Arc::new(Auth::new(auth::Config::default(), clock.clone()));
+    let parts = webhooks::Parts::in_memory(hub.clone(), bus.clone(), auth.clone(), clock.clone())?;
+    let (webhooks, _) = webhooks::new(parts);
     let context = Context::new(Parts {
         hub: hub.clone(),
         bus: bus.clone(),
         status: receiver,
-        auth: Arc::new(Auth::new(auth::Config::default(), clock.clone())),
+        webhooks,
+        auth,
         tickets: Arc::new(Tickets::new(clock.clone())),
         sessions: Arc::new(CookieSessions::new(clock.clone())),
         registry: Registry::new(&limits, clock.clone()),

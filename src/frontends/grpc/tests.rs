@@ -37,6 +37,7 @@ use crate::{
     ingest::status::Status as Upstream,
     log::{Entry, Log},
     proto::{SubscribeRequest, SubscribeResponse, event_service_client::EventServiceClient},
+    webhooks,
 };
 
 const TYPES: [&str; 3] = ["connection", "disconnection", "network_change"];
@@ -124,11 +125,15 @@ impl Gateway {
         let (upstream, status) = watch::channel(Arc::default());
         let stop_hub = CancellationToken::new();
         tokio::spawn(hub.clone().run(stop_hub.clone()));
+        let auth = Arc::new(Auth::new(auth::Config { tokens: setup.tokens }, Arc::clone(&clock)));
+        let parts = webhooks::Parts::in_memory(hub.clone(), bus.clone(), auth.clone(), clock.clone());
+        let (webhooks, _) = webhooks::new(parts.unwrap());
         let context = Context::new(Parts {
             hub,
             bus,
             status,
-            auth: Arc::new(Auth::new(auth::Config { tokens: setup.tokens }, Arc::clone(&clock))),
+            webhooks,
+            auth,
             tickets: Arc::new(Tickets::new(Arc::clone(&clock))),
             sessions: Arc::new(CookieSessions::new(Arc::clone(&clock))),
             registry: Registry::new(&setup.limits, Arc::clone(&clock)),

@@ -1,5 +1,7 @@
 //! The table of routes. The router is built from it and so is `/openapi.json`: what is documented is what runs.
 
+mod webhooks;
+
 use axum::routing::{MethodRouter, get, post};
 
 use super::{events, landing, openapi, stream};
@@ -361,6 +363,24 @@ pub const TABLE: &[Route] = &[
         ],
         handler: Some(|| post(stream::ticket)),
     },
+    webhooks::LIST,
+    webhooks::CREATE,
+    webhooks::GET,
+    webhooks::UPDATE,
+    webhooks::DELETE,
+    webhooks::PAUSE,
+    webhooks::RESUME,
+    webhooks::SEEK,
+    webhooks::TEST,
+    webhooks::ROTATE,
+    webhooks::STATS,
+    webhooks::START_REPLAY,
+    webhooks::REPLAYS,
+    webhooks::GET_REPLAY,
+    webhooks::CANCEL_REPLAY,
+    webhooks::LIST_DELIVERIES,
+    webhooks::GET_DELIVERY,
+    webhooks::RETRY,
 ];
 
 /// What every route refuses; those that need a token refuse [`AUTH_ERRORS`] too.

@@ -59,7 +59,10 @@ impl Files {
                 let about = entry.metadata()?;
                 let newest = about.modified().ok().and_then(|at| Timestamp::try_from(at).ok());
                 let newest = newest.unwrap_or(Timestamp::UNIX_EPOCH);
-                segments.insert(number, Segment { bytes: about.len(), memory: Vec::new(), newest, webhooks: None });
+                segments.insert(
+                    number,
+                    Segment { bytes: about.len(), memory: Vec::new(), newest, webhooks: None },
+                );
             }
         }
         let bytes = segments.values().map(|segment| segment.bytes).sum();
@@ -116,8 +119,11 @@ impl Files {
                 if let Err(error) = file.write_all(lines) {
                     // What is there of it is no line; another file begins.
                     self.active = None;
-                    segment.bytes = fs::metadata(path_of(self.config.directory.as_deref().unwrap_or(Path::new("")), number))
-                        .map_or(segment.bytes, |about| about.len());
+                    segment.bytes = fs::metadata(path_of(
+                        self.config.directory.as_deref().unwrap_or(Path::new("")),
+                        number,
+                    ))
+                    .map_or(segment.bytes, |about| about.len());
                     return Err(error);
                 }
             }
@@ -192,7 +198,9 @@ impl Files {
                 if !may_fit(line, query) {
                     continue;
                 }
-                let Some(attempt) = serde_json::from_slice::<Attempt>(line).ok().filter(|one| fits(one, query)) else {
+                let Some(attempt) =
+                    serde_json::from_slice::<Attempt>(line).ok().filter(|one| fits(one, query))
+                else {
                     continue;
                 };
                 let position = Position { segment: number, offset };
@@ -284,7 +292,9 @@ fn lines(contents: &[u8], end: u64) -> std::vec::IntoIter<(u64, &[u8])> {
 
 /// Whether a line can hold what is looked for, without reading it.
 fn may_fit(line: &[u8], query: &Query) -> bool {
-    let holds = |text: &Option<String>| text.as_ref().is_none_or(|text| memmem::find(line, text.as_bytes()).is_some());
+    let holds = |text: &Option<String>| {
+        text.as_ref().is_none_or(|text| memmem::find(line, text.as_bytes()).is_some())
+    };
     holds(&query.webhook) && holds(&query.event_id)
 }
 

@@ -1,7 +1,10 @@
 use std::os::unix::fs::PermissionsExt;
 
 use super::*;
-use crate::{clock::TokioClock, webhooks::outbound::{Failure, FailureKind, Timings}};
+use crate::{
+    clock::TokioClock,
+    webhooks::outbound::{Failure, FailureKind, Timings},
+};
 
 fn attempt(n: u64, webhook: &str, iccid: &str) -> Attempt {
     let failure = Failure { kind: FailureKind::Connect, message: format!("SIM {iccid} told me") };
@@ -49,7 +52,10 @@ async fn attempts_are_found_newest_first_over_files_and_restarts() {
                 // A crash in the middle of a line.
                 drop(attempts);
                 std::thread::sleep(Duration::from_millis(50));
-                let mut files: Vec<_> = std::fs::read_dir(directory.as_ref().unwrap()).unwrap().map(|one| one.unwrap().path()).collect();
+                let mut files: Vec<_> = std::fs::read_dir(directory.as_ref().unwrap())
+                    .unwrap()
+                    .map(|one| one.unwrap().path())
+                    .collect();
                 files.sort();
                 let torn = files.last().unwrap();
                 assert_eq!(std::fs::metadata(torn).unwrap().permissions().mode() & 0o777, 0o600);
@@ -58,7 +64,8 @@ async fn attempts_are_found_newest_first_over_files_and_restarts() {
                 attempts = Attempts::open(config(directory.clone()), clock.clone()).unwrap();
             }
         }
-        let expected: Vec<u64> = (1..=60).rev().filter(|n| n % 2 == 0 && (*n != 30 || directory.is_none())).collect();
+        let expected: Vec<u64> =
+            (1..=60).rev().filter(|n| n % 2 == 0 && (*n != 30 || directory.is_none())).collect();
         assert_eq!(all(&attempts, of("even")).await, expected);
         let one = Query { event_id: Some("evt_7".into()), ..Query::default() };
         assert_eq!(all(&attempts, one).await, [7]);
@@ -72,7 +79,11 @@ async fn what_is_erased_is_in_no_file_any_more() {
     let clock = crate::clock::system();
     let attempts = Attempts::open(config(Some(dir.path().to_owned())), clock).unwrap();
     for n in 1..=40 {
-        attempts.record(attempt(n, "w", if n % 4 == 0 { "8900000000000000001" } else { "8900000000000000002" }));
+        attempts.record(attempt(
+            n,
+            "w",
+            if n % 4 == 0 { "8900000000000000001" } else { "8900000000000000002" },
+        ));
     }
     assert_eq!(attempts.erase("8900000000000000001").await.unwrap(), 10);
     attempts.record(attempt(41, "w", "8900000000000000002"));

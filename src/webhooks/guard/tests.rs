@@ -40,7 +40,7 @@ http://example.com:21/ http://example.com:110/ http://example.com:6000/ http://e
 http://example.com:445/ http://example.com:99999/ http://example.com:6667/ http://example.com:-1/
 ftp://example.com/ file:///etc/passwd gopher://127.0.0.1:6379/_INFO dict://127.0.0.1/ ldap://127.0.0.1/ data:text/plain,x
 javascript:alert(1) ws://example.com/ httpx://example.com/ unix:/var/run/docker.sock http:/// http:// https://./ //example.com/
-/v1/hook example.com/hook http://exa mple.com/ http://[::1 http://::1/ http://1.2.3.4.5/ http://256.256.256.256/
+/v1/hook example.com/hook http://exa%20mple.com/ http://[::1 http://::1/ http://1.2.3.4.5/ http://256.256.256.256/
 http:\\\\127.0.0.1/ http:/127.0.0.1/ http:127.0.0.1/ http:\\/\\/127.0.0.1/ http://127.0.0.1\\@example.com/ http://\t127.0.0.1/
 ";
 
@@ -99,7 +99,12 @@ fn a_url_is_shown_without_its_path() {
 fn exceptions_open_what_they_name_and_no_more() {
     let allowed_networks = vec!["127.0.0.0/8".parse().unwrap(), "fd00:1::/32".parse().unwrap()];
     let guard = Guard::new(GuardConfig { allowed_networks });
-    for text in ["http://127.0.0.1:8080/", "http://localhost:8080/", "http://[::ffff:127.0.0.1]/", "http://[fd00:1::7]/"] {
+    for text in [
+        "http://127.0.0.1:8080/",
+        "http://localhost:8080/",
+        "http://[::ffff:127.0.0.1]/",
+        "http://[fd00:1::7]/",
+    ] {
         assert!(guard.check(text).is_ok(), "{text}");
     }
     for text in ["http://10.0.0.1/", "http://[::1]/", "http://[fd00:2::7]/", "http://127.0.0.1:22/"] {
@@ -125,6 +130,10 @@ async fn a_name_that_changes_its_mind_leads_nowhere_else() {
     let url = guard.check("https://rebind.example/").unwrap();
     assert_eq!(guard.resolve(&url).await.unwrap(), ["93.184.216.34:443".parse().unwrap()]);
     assert!(guard.resolve(&url).await.unwrap_err().is_refusal());
-    assert_eq!(guard.resolve(&url).await.unwrap(), ["93.184.216.34:443".parse().unwrap()], "only what is allowed");
+    assert_eq!(
+        guard.resolve(&url).await.unwrap(),
+        ["93.184.216.34:443".parse().unwrap()],
+        "only what is allowed"
+    );
     assert!(!guard.resolve(&url).await.unwrap_err().is_refusal(), "it may be there later");
 }

@@ -82,7 +82,8 @@ impl Connector {
             None => self.direct(&uri).await?,
             Some(proxy) => {
                 let through = timeout(self.timeout, self.through(proxy, &uri)).await;
-                through.map_err(|_| error(FailureKind::Proxy, "the egress proxy did not answer in time"))??
+                through
+                    .map_err(|_| error(FailureKind::Proxy, "the egress proxy did not answer in time"))??
             }
         };
         let Connecting { tcp, remote, dns, connect } = connected;
@@ -97,7 +98,8 @@ impl Connector {
         let begun = Instant::now();
         let left = self.timeout.saturating_sub(started.elapsed());
         let handshake = timeout(left, self.tls.connect(name, tcp)).await;
-        let handshake = handshake.map_err(|_| error(FailureKind::ConnectTimeout, "the TLS handshake took too long"))?;
+        let handshake =
+            handshake.map_err(|_| error(FailureKind::ConnectTimeout, "the TLS handshake took too long"))?;
         let tls = handshake.map_err(|bad| error(FailureKind::Tls, bad))?;
         made.tls = Some(begun.elapsed());
         Ok(Stream { io: Io::Tls(Box::new(TokioIo::new(tls))), made })
@@ -145,11 +147,13 @@ impl Connector {
     /// A tunnel. Whatever goes wrong with it is the proxy's fault but what it says of the receiver.
     async fn through(&self, proxy: &Proxy, uri: &Uri) -> Result<Connecting, ConnectError> {
         let started = Instant::now();
-        let fault = |what: &dyn std::fmt::Display| error(FailureKind::Proxy, format!("the egress proxy: {what}"));
+        let fault =
+            |what: &dyn std::fmt::Display| error(FailureKind::Proxy, format!("the egress proxy: {what}"));
         let mut tcp = TcpStream::connect(&proxy.address).await.map_err(|bad| fault(&bad))?;
         let remote = tcp.peer_addr().map_err(|bad| fault(&bad))?;
         let host = uri.host().unwrap_or_default();
-        let port = uri.port_u16().unwrap_or(if uri.scheme() == Some(&http::uri::Scheme::HTTPS) { 443 } else { 80 });
+        let port =
+            uri.port_u16().unwrap_or(if uri.scheme() == Some(&http::uri::Scheme::HTTPS) { 443 } else { 80 });
         let mut request = format!("CONNECT {host}:{port} HTTP/1.1\r\nhost: {host}:{port}\r\n").into_bytes();
         if let Some(authorization) = &proxy.authorization {
             request.extend_from_slice(b"proxy-authorization: ");
@@ -166,7 +170,8 @@ impl Connector {
             }
             answer.push(tcp.read_u8().await.map_err(|bad| fault(&bad))?);
         }
-        let status = std::str::from_utf8(&answer).ok().and_then(|text| text.split(' ').nth(1)).unwrap_or("nothing");
+        let status =
+            std::str::from_utf8(&answer).ok().and_then(|text| text.split(' ').nth(1)).unwrap_or("nothing");
         if !status.starts_with('2') {
             return Err(fault(&format!("it answered {status} to CONNECT")));
         }
@@ -210,14 +215,20 @@ impl Connection for Stream {
     fn connected(&self) -> Connected {
         let connected = Connected::new().extra(self.made.clone());
         match &self.io {
-            Io::Tls(tls) if tls.inner().get_ref().1.alpn_protocol() == Some(b"h2") => connected.negotiated_h2(),
+            Io::Tls(tls) if tls.inner().get_ref().1.alpn_protocol() == Some(b"h2") => {
+                connected.negotiated_h2()
+            }
             _ => connected,
         }
     }
 }
 
 impl Read for Stream {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
         match &mut self.io {
             Io::Plain(io) => Pin::new(io).poll_read(cx, buf),
             Io::Tls(io) => Pin::new(io).poll_read(cx, buf),

@@ -1,6 +1,8 @@
 //! The schemas of `/openapi.json`, written by hand: events leave as bytes that no type describes. Tests compare them
 //! with what the gateway really answers.
 
+mod webhooks;
+
 use serde_json::{Map, Value, json};
 
 use super::reference;
@@ -32,7 +34,27 @@ pub fn all() -> Value {
             ("expires_in_s", json!({"type": "integer"})),
         ], &[]),
         "Error": object(&[("error", error())], &[]),
+        "Webhook": webhooks::endpoint(&[]),
+        "WebhookMade": webhooks::endpoint(&[("secret", described(text(), "Shown this once."))]),
+        "Webhooks": object(&[("webhooks", list_of("Webhook"))], &[]),
+        "Deleted": object(&[("id", text()), ("deleted", json!({"type": "boolean"}))], &[]),
+        "WebhookTest": webhooks::test(),
+        "WebhookStats": webhooks::stats(),
+        "ReplayStarted": object(&[
+            ("replay_id", described(nullable("string"), "Null for a dry run.")),
+            ("count", json!({"type": "integer"})),
+        ], &[("warnings", json!({"type": "array", "items": {"type": "string"}}))]),
+        "Replay": webhooks::replay(),
+        "Replays": object(&[("replays", list_of("Replay"))], &[]),
+        "ReplayCancelled": object(&[("replay_id", text()), ("cancelled", json!({"type": "boolean"}))], &[]),
+        "Delivery": webhooks::delivery(),
+        "Deliveries": object(&[("deliveries", list_of("Delivery")), ("next", nullable("string"))], &[]),
+        "Attempt": webhooks::attempt(),
     })
+}
+
+fn list_of(name: &str) -> Value {
+    json!({"type": "array", "items": reference(name)})
 }
 
 /// An object whose first fields are always there and whose second ones may be.
