@@ -191,3 +191,6 @@ pub fn new(parts: Parts) -> (Webhooks, Supervisor) {
     });
     (Webhooks::new(tools.clone()), Supervisor::new(tools))
 }
+
+#[cfg(test)]
+mod tests;

@@ -35,8 +35,8 @@ use crate::{
     event::{Gap, Predicate},
 };
 
-/// Units that are held ready to be sent: enough for the widest window, few enough to stay small.
-const READY_MAX: usize = 256;
+/// Units that are held ready to be sent, or as many as the window is wide: few, since each copy names them all.
+const READY_MAX: usize = 64;
 /// Events taken up while each waits for the one before.
 const STRICT_AHEAD: usize = 200;
 /// A quiet endpoint looks this often at how far the log has come.
@@ -345,9 +345,10 @@ impl Courier {
         // A receiver that fails is not sent anything new but one probe at a time.
         let failing = core.pace.failing();
         let Some(feed) = core.feed(key) else { return false };
-        let ready = feed.ready(Instant::now(), READY_MAX);
+        let ready_max = READY_MAX.max(self.current.endpoint.max_in_flight as usize);
+        let ready = feed.ready(Instant::now(), ready_max);
         feed.room() > 0
-            && ready < READY_MAX
+            && ready < ready_max
             && !(failing && ready + feed.in_flight() > 0)
             && (ordering != Ordering::Strict || feed.pending_events() < STRICT_AHEAD)
     }

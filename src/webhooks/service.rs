@@ -265,6 +265,21 @@ impl Webhooks {
         Self { tools }
     }
 
+    #[cfg(test)]
+    pub(super) fn store(&self) -> super::store::Store {
+        self.tools.store.clone()
+    }
+
+    #[cfg(test)]
+    pub(super) fn live_of(&self, id: &str) -> Option<Arc<Live>> {
+        self.live(id)
+    }
+
+    #[cfg(test)]
+    pub(super) fn any_live(&self) -> Option<Arc<Live>> {
+        self.tools.lives.read().values().next().cloned()
+    }
+
     /// Whether a caller may know of an endpoint: its own, or all if the caller is held to no filter and no field policy.
     fn may_see(principal: &Principal, endpoint: &Endpoint) -> bool {
         endpoint.created_by == principal.name || (principal.scope.is_none() && principal.policy.is_none())
@@ -335,16 +350,11 @@ impl Webhooks {
     /// # Errors
     /// [`ServiceError`].
     pub async fn list(&self, principal: &Principal) -> Result<Vec<Shown>, ServiceError> {
-        let endpoints: Vec<_> = {
-            let table = self.tools.table.read();
-            if !table.synced {
-                return Err(ServiceError::Unavailable("webhooks are still being read".into()));
-            }
-            table.endpoints.values().filter(|endpoint| Self::may_see(principal, endpoint)).cloned().collect()
-        };
+        let endpoints = self.tools.store.endpoints().await?;
+        let endpoints: Vec<_> = endpoints.into_iter().filter(|one| Self::may_see(principal, one)).collect();
         let mut shown = Vec::with_capacity(endpoints.len());
         for endpoint in endpoints {
-            shown.push(self.shown(endpoint).await?);
+            shown.push(self.shown(Arc::new(endpoint)).await?);
         }
         Ok(shown)
     }
@@ -408,7 +418,7 @@ impl Webhooks {
             ));
         }
         self.check(principal, &settings).await?;
-        if self.tools.table.read().endpoints.len() >= ENDPOINTS_MAX {
+        if self.tools.store.endpoints().await?.len() >= ENDPOINTS_MAX {
             let message = format!("there are {ENDPOINTS_MAX} webhooks, which is the most that is allowed");
             return Err(ServiceError::Limit(message));
         }

@@ -276,6 +276,17 @@ impl Store {
         stored.open(private).map_err(|error| unreadable(error.to_string()))
     }
 
+    /// All endpoints that can be read, by id.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn endpoints(&self) -> Result<Vec<Endpoint>, StoreError> {
+        let entries = self.bus.kv_list(Bucket::Endpoints, ENDPOINT).await?;
+        let opened = entries.iter().map(|entry| self.open(&entry.key, &entry.value));
+        // One that can't be read is logged by whoever should serve it.
+        Ok(opened.filter_map(Result::ok).collect())
+    }
+
     /// One endpoint.
     ///
     /// # Errors

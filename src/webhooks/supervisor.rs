@@ -7,10 +7,9 @@ use futures_util::{StreamExt, future::join_all, stream};
 use parking_lot::Mutex;
 use tokio::{
     sync::{Notify, mpsc, watch},
-    task::JoinHandle,
     time::{Duration, Instant, MissedTickBehavior, timeout},
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use super::{
     CHECKPOINT, SAVE_GRACE, Tools,
@@ -104,7 +103,8 @@ struct Task {
     unsaved_since: Option<Instant>,
     stop: CancellationToken,
     lost: CancellationToken,
-    handle: JoinHandle<()>,
+    /// Dropped, it ends at once: an endpoint that is lost must not be served a moment longer.
+    handle: AbortOnDropHandle<()>,
     /// It is being given up, since then.
     leaving: Option<Instant>,
 }
@@ -291,7 +291,7 @@ impl Supervisor {
         let (sender, receiver) = watch::channel(order);
         let (stop, lost) = (CancellationToken::new(), CancellationToken::new());
         let courier = Courier::new(self.tools.clone(), live.clone(), receiver);
-        let handle = tokio::spawn(courier.run(stop.clone(), lost.clone()));
+        let handle = AbortOnDropHandle::new(tokio::spawn(courier.run(stop.clone(), lost.clone())));
         self.tools.lives.write().insert(id.clone(), live.clone());
         let task =
             Task { live, order: sender, revision, unsaved_since: None, stop, lost, handle, leaving: None };
