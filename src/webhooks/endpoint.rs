@@ -19,6 +19,11 @@ pub const BATCH_EVENTS_MAX: usize = 100;
 /// Secrets that sign at the same time, at most.
 pub const SECRETS_MAX: usize = 10;
 
+/// Parts of names of headers whose values are credentials, as far as one can tell.
+const CONFIDENTIAL: [&str; 6] = ["auth", "cookie", "key", "secret", "token", "password"];
+/// Shown in place of a credential; given back, it stands for the value that is there.
+pub const HIDDEN: &str = "***";
+
 /// Which events wait for which.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -297,6 +302,15 @@ impl Endpoint {
         self.private.secrets.iter().filter(move |secret| secret.until.is_none_or(|until| until > now))
     }
 
+    /// Its headers, values that look like credentials as [`HIDDEN`].
+    pub fn shown_headers(&self) -> impl Iterator<Item = (String, String)> {
+        self.private.headers.iter().map(|(name, value)| {
+            let lower = name.to_ascii_lowercase();
+            let hide = CONFIDENTIAL.iter().any(|part| lower.contains(part));
+            (name.clone(), if hide { HIDDEN.to_owned() } else { value.clone() })
+        })
+    }
+
     /// Takes other settings.
     pub fn apply(&mut self, settings: Settings, now: Timestamp) {
         let Settings {
@@ -314,7 +328,13 @@ impl Endpoint {
         self.url = url;
         self.filter = filter;
         self.description = description;
+        let before = std::mem::take(&mut self.private.headers);
         self.private.headers = headers;
+        for (name, value) in &mut self.private.headers {
+            if let (true, Some(there)) = (value == HIDDEN, before.get(name)) {
+                value.clone_from(there);
+            }
+        }
         self.ordering = ordering;
         self.max_in_flight = max_in_flight;
         self.rate_limit_per_second = rate_limit_per_second;

@@ -135,7 +135,7 @@ impl Supervisor {
     /// Serves until `draining`, then gives everything up; `stop` ends it at once.
     pub async fn run(mut self, draining: CancellationToken, stop: CancellationToken) {
         let leave = CancellationToken::new();
-        let members = tokio::spawn(self.tools.members.clone().run(leave.clone()));
+        let members = AbortOnDropHandle::new(tokio::spawn(self.tools.members.clone().run(leave.clone())));
         let mut alive = self.tools.members.watch();
         let mut changes = None;
         let mut tick = tokio::time::interval(CHECKPOINT);

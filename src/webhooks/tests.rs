@@ -1,5 +1,6 @@
 //! Webhooks from end to end: a log, a hub, the real way out, receivers that misbehave.
 
+mod gateways;
 mod rig;
 
 use std::{

@@ -57,7 +57,19 @@ pub(super) fn predicate(
     principal: &Principal,
     limits: &Limits,
 ) -> Result<(Predicate, Vec<String>), ApiError> {
-    let filter = filter.unwrap_or_default();
+    let (filter, warnings) = self::filter(filter.unwrap_or_default(), limits.filter_values)?;
+    let predicate = principal.predicate(filter).map_err(|error| in_filter(ApiError::from(error)))?;
+    Ok((predicate, warnings))
+}
+
+/// Reads a filter by itself.
+///
+/// # Errors
+/// [`Code::InvalidFilter`], naming the list.
+pub(super) fn filter(
+    filter: proto::Filter,
+    values_per_list: usize,
+) -> Result<(Filter, Vec<String>), ApiError> {
     let lists = [
         ("iccid", filter.iccid),
         ("device_id", filter.device_id),
@@ -68,11 +80,8 @@ pub(super) fn predicate(
         ("network_type", filter.network_type),
         ("exclude_flags", filter.exclude_flags),
     ];
-    let limits = FilterLimits { values_per_list: limits.filter_values };
-    let (filter, warnings) =
-        Filter::build(lists, limits).map_err(|error| in_filter(ApiError::from(error)))?;
-    let predicate = principal.predicate(filter).map_err(|error| in_filter(ApiError::from(error)))?;
-    Ok((predicate, warnings))
+    let limits = FilterLimits { values_per_list };
+    Filter::build(lists, limits).map_err(|error| in_filter(ApiError::from(error)))
 }
 
 /// BadRequest wants the path from the request message.

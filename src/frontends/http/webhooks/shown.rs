@@ -8,19 +8,11 @@ use crate::webhooks::{
     store::{Progress, Replay, ReplayState},
 };
 
-/// Parts of names of headers whose values are credentials, as far as one can tell.
-const CONFIDENTIAL: [&str; 6] = ["auth", "cookie", "key", "secret", "token", "password"];
-
 /// An endpoint.
 pub fn endpoint(shown: &Shown) -> Map<String, Value> {
     let endpoint = &shown.endpoint;
-    let headers: Map<String, Value> = (endpoint.private.headers.iter())
-        .map(|(name, value)| {
-            let lower = name.to_ascii_lowercase();
-            let hide = CONFIDENTIAL.iter().any(|part| lower.contains(part));
-            (name.clone(), if hide { "***".into() } else { value.as_str().into() })
-        })
-        .collect();
+    let headers: Map<_, _> =
+        endpoint.shown_headers().map(|(name, value)| (name, Value::from(value))).collect();
     let value = json!({
         "id": endpoint.id,
         "url": endpoint.url,
