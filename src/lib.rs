@@ -1,5 +1,5 @@
 //! simcast turns the GlobalSIM REST API, which can only be polled, into a durable event stream and re-emits it
-//! over gRPC, WebSocket, Server-Sent Events and REST.
+//! over gRPC, WebSocket, Server-Sent Events, REST and signed webhooks.
 //!
 //! The modules, in the direction in which data flows and dependencies point (each may use those above it):
 //!
@@ -14,6 +14,7 @@
 //! | [`hub`] | live fan-out: filter groups, shared frames, history spliced to live |
 //! | [`auth`] | who may see what |
 //! | [`lifecycle`], [`observability`] | start, drain, stop; logs, metrics, health |
+//! | [`webhooks`] | endpoints, signed deliveries, who serves which |
 //! | [`frontends`] | REST, SSE, WebSocket, gRPC: thin, they do not know each other |
 //! | [`config`] | every key, every default, every mistake at once |
 //! | [`app`] | composition root, for `main` and for tests |

@@ -1,6 +1,7 @@
 //! Webhooks from end to end: a log, a hub, the real way out, receivers that misbehave.
 
 mod gateways;
+mod long;
 mod rig;
 
 use std::{

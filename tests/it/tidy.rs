@@ -6,7 +6,7 @@ use std::{
 };
 
 /// The modules, each of which may use those before it and itself.
-const LAYERS: [&str; 16] = [
+const LAYERS: [&str; 17] = [
     "proto",
     "sabotage",
     "clock",
@@ -19,6 +19,7 @@ const LAYERS: [&str; 16] = [
     "auth",
     "lifecycle",
     "observability",
+    "webhooks",
     "frontends",
     "config",
     "app",

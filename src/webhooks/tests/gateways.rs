@@ -92,8 +92,8 @@ async fn a_gateway_killed_every_ten_seconds_costs_no_event_and_no_order() {
         let receiver = Receiver::start(|_| Act::Status(200)).await;
         let mut settings = Settings::new(receiver.url(), Filter::default());
         settings.ordering = ordering;
-        let made = gateways[0].webhooks.create(&Principal::anonymous(), settings, Start::Earliest, None);
-        made.await.unwrap();
+        let principal = Principal::anonymous();
+        gateways[0].webhooks.create(&principal, settings, Start::Earliest, None).await.unwrap();
         receivers.push((ordering, receiver));
     }
     // Through a bus of its own, as a poller that is not killed.

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     auth::{self, Auth, Principal, Role, TokenConfig, hash_token},
     bus::{Bus, NewEvent, embedded::Embedded},
-    clock::{self, SharedClock},
+    clock::{self, SharedClock, TokioClock},
     event::{Event, Filter, FilterLimits, Iccid, Start},
     hub::{self, Hub},
     webhooks::{
@@ -23,6 +23,7 @@ use crate::{
         attempts::{self, Attempts},
         courier::Live,
         endpoint::{Condition, Settings},
+        outbound::{self, Outbound, Script},
         service::Shown,
         store::{ReplayState, Store},
         supervisor::Supervisor,
@@ -102,8 +103,18 @@ impl Rig {
         ])
     }
 
+    /// Under a paused clock: receivers are a function.
+    pub(super) fn scripted(script: Script) -> Self {
+        let clock: SharedClock =
+            Arc::new(TokioClock::starting_at(Timestamp::from_second(1_760_000_000).unwrap()));
+        Self::build_with(Vec::new(), clock, Some(script))
+    }
+
     fn build(tokens: Vec<TokenConfig>) -> Self {
-        let clock = clock::system();
+        Self::build_with(tokens, clock::system(), None)
+    }
+
+    fn build_with(tokens: Vec<TokenConfig>, clock: SharedClock, script: Option<Script>) -> Self {
         let bus: Arc<dyn Bus> = Embedded::in_memory(clock.clone());
         let hub = Hub::new(hub::Config::default(), bus.log().clone());
         let stop_hub = CancellationToken::new();
@@ -114,6 +125,9 @@ impl Rig {
         let admin = if is_open { Principal::anonymous() } else { (*auth.named("admin").unwrap()).clone() };
         let mut parts = Parts::in_memory(hub.clone(), bus.clone(), auth.clone(), clock.clone()).unwrap();
         parts.attempts = attempts.clone();
+        if let Some(script) = script {
+            parts.outbound = Outbound::scripted(outbound::Config::new(parts.guard.clone()), script);
+        }
         let (webhooks, supervisor) = webhooks::new(parts);
         let (supervisor, current) = (Mutex::new(Some(supervisor)), Mutex::new(webhooks.clone()));
         Self { bus, hub, auth, clock, attempts, supervisor, current, webhooks, admin, stop_hub }
@@ -162,7 +176,7 @@ impl Rig {
         let events = range.map(|n| {
             let mut event = Event::new(format!("e{n}"), "/globalsim/t".into(), "connection");
             event.iccid = Iccid::parse(ICCIDS[n as usize % 3]).ok();
-            event.time = Some(Timestamp::now());
+            event.time = Some(self.clock.now());
             NewEvent { event, identity: n, content: 0 }
         });
         self.bus.append(events.collect(), None).await.unwrap();
@@ -182,6 +196,13 @@ impl Rig {
         let log = self.bus.log();
         let all = (1..=log.bounds().last_seq).filter_map(|seq| log.get(seq).unwrap());
         all.map(|event| event.keys().unwrap().event_type.to_owned()).collect()
+    }
+
+    /// For tests in which days pass: no time is too long.
+    pub(super) async fn eventually(&self, holds: impl Fn() -> bool) {
+        while !holds() {
+            tokio::time::sleep(Duration::from_secs(60)).await;
+        }
     }
 
     pub(super) async fn until(&self, what: &str, holds: impl Fn() -> bool) {
