@@ -9,11 +9,14 @@ pub mod completions;
 pub mod demo;
 pub mod doctor;
 pub mod gateway;
+pub mod listen;
 pub mod migrate;
 pub mod serve;
 pub mod simulate;
 pub mod tail;
 pub mod token;
+pub mod verify;
+pub mod webhooks;
 pub mod why;
 
 use std::{
@@ -51,6 +54,9 @@ enum Command {
     Simulate(simulate::Args),
     Tail(Box<tail::Args>),
     Why(why::Args),
+    Webhooks(Box<webhooks::Args>),
+    Listen(listen::Args),
+    Verify(verify::Args),
     Migrate(migrate::Args),
     Check(check::Args),
     Doctor(doctor::Args),
@@ -162,6 +168,9 @@ async fn run(command: Command) -> Result<(), Failure> {
         }
         Command::Tail(args) => tail::run(*args, &mut out).await,
         Command::Why(args) => why::run(&args, &mut out).await,
+        Command::Webhooks(args) => webhooks::run(&args, &mut out).await,
+        Command::Listen(args) => listen::run(&args, clock::system(), &mut out).await,
+        Command::Verify(args) => verify::run(&args, &clock::system(), &mut io::stdin(), &mut out),
         Command::Migrate(args) => migrate::run(args, clock::system(), &mut out).await,
         Command::Check(args) => check::run(&args, &mut out),
         Command::Doctor(args) => doctor::run(args, clock::system(), &mut out).await,

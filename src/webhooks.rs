@@ -16,6 +16,7 @@
 //! | [`courier`], [`core`], [`errand`] | the task that serves one endpoint, its state, its writes |
 //! | [`supervisor`], [`ownership`], [`store`] | who serves what, checkpoints, what lies in the key-value store |
 //! | [`attempts`] | what was tried, for people |
+//! | [`diagnosis`] | why a signature fails, for who builds a receiver |
 //! | [`notices`] | what the stream is told |
 //! | [`service`] | what REST, gRPC and the command line ask for |
 //!
@@ -28,6 +29,7 @@ pub mod attempt;
 pub mod attempts;
 pub mod core;
 pub mod courier;
+pub mod diagnosis;
 pub mod endpoint;
 pub mod errand;
 pub mod feed;

@@ -5,6 +5,8 @@ use std::time::Duration;
 use reqwest::Url;
 use serde_json::Value;
 
+use super::Failure;
+
 /// Until the gateway has answered.
 pub const ANSWER_WITHIN: Duration = Duration::from_secs(15);
 
@@ -99,3 +101,93 @@ pub fn root(error: &reqwest::Error) -> String {
     }
     cause.to_string()
 }
+
+/// Where the gateway is and who asks.
+#[derive(Debug, Clone, clap::Args)]
+pub struct ServerArgs {
+    /// Gateway
+    #[arg(long, global = true, default_value = "http://127.0.0.1:8080", value_name = "URL", value_parser = server_url)]
+    pub server: Url,
+    /// Token, where the gateway wants one
+    #[arg(long, global = true, env = "SIMCAST_TOKEN", hide_env_values = true)]
+    pub token: Option<String>,
+}
+
+/// Asks `/v1/webhooks` of one gateway.
+#[derive(Debug, Clone)]
+pub struct Client {
+    http: reqwest::Client,
+    server: Url,
+    token: Option<String>,
+}
+
+impl Client {
+    /// For the gateway that the arguments name; `name` is how it introduces itself.
+    ///
+    /// # Errors
+    /// Arguments that can't be used.
+    pub fn new(args: &ServerArgs, name: &str) -> Result<Self, Failure> {
+        let token = args.token.clone().filter(|token| !token.is_empty());
+        check_token(token.as_deref()).map_err(Failure::usage)?;
+        let agent = format!("{name}/{}", env!("CARGO_PKG_VERSION"));
+        let http = http_client(&args.server, &agent).map_err(Failure::usage)?;
+        Ok(Self { http, server: args.server.clone(), token })
+    }
+
+    /// Asks for a path below `/v1/webhooks`; gives the answer's JSON.
+    ///
+    /// # Errors
+    /// What the gateway says, or that it can't be reached.
+    pub async fn ask(
+        &self,
+        method: http::Method,
+        path: &[&str],
+        query: &[(&str, &str)],
+        body: Option<Value>,
+    ) -> Result<Value, Failure> {
+        let mut url = self.server.clone();
+        url.path_segments_mut()
+            .map_err(|()| Failure::usage("the gateway's address can't have a path"))?
+            .pop_if_empty()
+            .extend(["v1", "webhooks"])
+            .extend(path);
+        let mut request = self.http.request(method, url).query(query);
+        if let Some(token) = &self.token {
+            request = request.bearer_auth(token);
+        }
+        if let Some(body) = body {
+            request = request.header(http::header::CONTENT_TYPE, "application/json").body(body.to_string());
+        }
+        let place = place(&self.server);
+        let answer = match tokio::time::timeout(WEBHOOKS_WITHIN, request.send()).await {
+            Err(_) => return Err(Failure::runtime(format!("{place} does not answer"))),
+            Ok(Err(error)) => {
+                let cause = root(&error);
+                return Err(Failure::runtime(format!(
+                    "{place}: {cause}; is the gateway running? see --server"
+                )));
+            }
+            Ok(Ok(answer)) => answer,
+        };
+        let status = answer.status();
+        if !status.is_success() {
+            let words = refusal(answer).await;
+            return Err(Failure::runtime(match status.as_u16() {
+                401 if self.token.is_none() => {
+                    format!("the gateway wants a token ({words}): give --token or SIMCAST_TOKEN")
+                }
+                401 | 403 => format!("the gateway refuses the token: {words}"),
+                _ => words,
+            }));
+        }
+        let bytes = self::body(answer, WEBHOOKS_BYTES_MAX).await;
+        serde_json::from_slice(&bytes).map_err(|_| {
+            Failure::runtime(format!("{place}: the answer is no JSON; no simcast gateway answers there"))
+        })
+    }
+}
+
+/// A test waits for the receiver, a count of a replay for the log.
+const WEBHOOKS_WITHIN: std::time::Duration = std::time::Duration::from_secs(120);
+/// Most of an answer that is read: a thousand endpoints, or a page of deliveries.
+const WEBHOOKS_BYTES_MAX: usize = 32 << 20;

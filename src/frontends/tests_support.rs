@@ -87,8 +87,16 @@ impl Fixture {
         Self::with(tokens, |_| {})
     }
 
+    /// By the machine's clock.
+    pub(crate) fn system() -> Self {
+        Self::build(Vec::new(), crate::clock::system(), |_| {})
+    }
+
     pub(crate) fn with(tokens: Vec<TokenConfig>, adjust: impl FnOnce(&mut Parts)) -> Self {
-        let clock: SharedClock = Arc::new(FixedClock);
+        Self::build(tokens, Arc::new(FixedClock), adjust)
+    }
+
+    fn build(tokens: Vec<TokenConfig>, clock: SharedClock, adjust: impl FnOnce(&mut Parts)) -> Self {
         let config = embedded::Config { incarnation: Some(7), ..embedded::Config::default() };
         let bus: Arc<dyn Bus> = embedded::Embedded::open(config, Arc::clone(&clock)).unwrap();
         let status = Status { state: UpstreamState::Ok, seen_until: Some(at(3590)), ..Status::default() };

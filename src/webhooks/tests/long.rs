@@ -24,7 +24,7 @@ use crate::{
 };
 
 fn settings() -> Settings {
-    Settings::new("http://127.0.0.1:9/hook", Filter::default())
+    Settings::new("http://127.0.0.1:9999/hook", Filter::default())
 }
 
 #[tokio::test(start_paused = true)]
