@@ -254,7 +254,11 @@ fn webhooks_parts(
     let data = match config.bus {
         BusKind::Embedded => config.embedded.path.clone(),
         // Beside the copy, whose own directory is emptied when the stream is another one.
-        BusKind::Nats => config.nats.cache_path.with_file_name("webhooks"),
+        BusKind::Nats => {
+            let mut beside = config.nats.cache_path.clone().into_os_string();
+            beside.push("-webhooks");
+            beside.into()
+        }
     };
     let kept = attempts::Config {
         directory: Some(data.join("attempts")),

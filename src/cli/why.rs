@@ -135,6 +135,21 @@ fn table(trace: &Value) -> String {
         let appended = text(&other["appended_at"]).map(|at| format!("appended {at}"));
         line("related", words([text(&other["id"]), appended, Some(self::flags(other))]));
     }
+    for attempt in trace["webhooks"].as_array().into_iter().flatten() {
+        let how = match (&attempt["status"], &attempt["error"]["kind"]) {
+            (Value::Number(status), _) => status.to_string(),
+            (_, kind) => text(kind).unwrap_or_default(),
+        };
+        let outcome = text(&attempt["outcome"]).unwrap_or_default();
+        let took = attempt["timings_ms"]["total"].as_f64().map(|ms| format!(" after {ms:.1} ms"));
+        let what = format!(
+            "attempt {} at {}: {outcome} ({how}{})",
+            attempt["attempt"],
+            text(&attempt["at"]).unwrap_or_default(),
+            took.unwrap_or_default()
+        );
+        line("webhook", words([text(&attempt["webhook_id"]), Some(what), None]));
+    }
     table
 }
 

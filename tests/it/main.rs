@@ -19,3 +19,4 @@ mod resume;
 mod scenario;
 mod support;
 mod tidy;
+mod webhooks;

@@ -12,6 +12,7 @@ use tokio::process::Command;
 use super::{
     clients::{self, Seen},
     support::{Bus, Gateway, World, assert_exactly_once, on_both_buses, settled, stored},
+    webhooks,
 };
 
 async fn a_world_with_history_and_life(bus: Bus) -> (World, Gateway) {
@@ -47,16 +48,19 @@ async fn every_transport_gives_the_same_events_in_the_same_order(bus: Bus) {
     let query = "event_type=connection,disconnection";
     let from = format!("{query}&from=earliest");
     let earliest = Some(Start::FromEarliest(true));
-    let (ws, sse, grpc, rest) = tokio::join!(
+    let (ws, sse, grpc, rest, webhook) = tokio::join!(
         clients::websocket(gateway.http, &from, count),
         clients::sse(gateway.http, &from, count),
         clients::grpc(gateway.grpc, filter, earliest, count),
         clients::rest(gateway.http, query, None, count),
+        webhooks::received(gateway.http, json!({ "event_type": types, "exclude_flags": [] }), count),
     );
     world.sim.pause();
     let events = settled(&world, gateway.http).await;
     let expected = matching(&events, &types);
-    for (name, seen) in [("websocket", ws), ("sse", sse), ("grpc", grpc), ("rest", rest)] {
+    for (name, seen) in
+        [("websocket", ws), ("sse", sse), ("grpc", grpc), ("rest", rest), ("webhook", webhook)]
+    {
         assert_eq!(seen[..count], expected[..count], "{name}");
     }
     assert_exactly_once(&world.sim.truth(), &events);

@@ -113,6 +113,9 @@ impl World {
             ("HTTP__LISTEN", "127.0.0.1:0".to_owned()),
             ("GRPC__LISTEN", "127.0.0.1:0".to_owned()),
             ("ADMIN__LISTEN", "127.0.0.1:0".to_owned()),
+            // Receivers of webhooks are on this machine; gateways that share a bus share the key.
+            ("WEBHOOKS__ALLOWED_NETWORKS", "127.0.0.0/8".to_owned()),
+            ("WEBHOOKS__SECRET_KEY", "5a".repeat(32)),
         ]
         .into_iter()
         .chain(bus)

@@ -13,9 +13,9 @@ use http::{StatusCode, Uri};
 use serde_json::{Map, Value};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::{body, trace};
+use super::{body, trace, webhooks};
 use crate::{
-    auth::Principal,
+    auth::{Principal, Role},
     event::{Cursor, Filter, FilterLimits, OnExpired, Predicate, Start, filter::KNOWN_TYPES},
     frontends::{ApiError, Code, Context, Limits, params::Params},
     hub::{self, Encoding, History, HistoryQuery, HistoryStart, Order},
@@ -127,7 +127,13 @@ pub async fn trace(
     let id = id_of(id)?;
     for predicate in both_kinds(&principal)? {
         if let Some(trace) = context.hub.trace(&id, &predicate, principal.policy.as_ref()).await? {
-            return Ok(body::json(StatusCode::OK, &trace::json(&trace)));
+            let mut shown = trace::json(&trace);
+            // Who may manage webhooks sees what became of the event at those that it may know of.
+            if principal.roles.contains(Role::Webhooks) {
+                let attempts = context.webhooks.attempts_of_event(&principal, &id).await?;
+                shown["webhooks"] = attempts.iter().map(webhooks::shown::attempt).collect();
+            }
+            return Ok(body::json(StatusCode::OK, &shown));
         }
     }
     Err(not_found())

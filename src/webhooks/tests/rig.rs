@@ -66,7 +66,7 @@ impl Serving {
     /// As SIGTERM does.
     pub(super) async fn stop(self) {
         self.draining.cancel();
-        tokio::time::timeout(PATIENCE, self.task).await.unwrap().unwrap();
+        self.task.await.unwrap();
         self.stop.cancel();
     }
 

@@ -215,7 +215,13 @@ fn trace() -> Value {
                 ),
             ),
         ],
-        &[],
+        &[(
+            "webhooks",
+            described(
+                list_of("Attempt"),
+                "Attempts to send it, newest first, as this gateway made them; for tokens with the role `webhooks`.",
+            ),
+        )],
     );
     described(schema, "The way of one event. All times are by the gateway's clock, except `time`.")
 }
