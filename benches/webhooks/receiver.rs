@@ -4,7 +4,7 @@ use std::{
     io::{BufRead as _, BufReader},
     process::{Child as Process, Command, Stdio},
     sync::{Arc, Mutex},
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use tokio::{
@@ -85,7 +85,7 @@ fn number_after(bytes: &[u8], wanted: &[u8]) -> Option<u64> {
 }
 
 pub fn now_us() -> u64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.as_micros() as u64)
+    u64::try_from(simcast::clock::system().now().as_microsecond()).unwrap_or(0)
 }
 
 /// The process, ended when dropped.

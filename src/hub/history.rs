@@ -104,7 +104,7 @@ impl Hub {
         self.read(move |hub| read(hub, &query)).await
     }
 
-    /// Stored events by sequence, each as [`Encoding::Items`](super::Encoding::Items) shows it. None for one that is
+    /// Stored events by sequence, each as [`Encoding::Items`] shows it. None for one that is
     /// no longer kept or can't be read. At most [`HISTORY_MAX`] are looked at.
     ///
     /// # Errors

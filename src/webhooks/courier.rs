@@ -2,7 +2,7 @@
 //!
 //! One task per endpoint and its own window are what keeps receivers from hurting each other: one that hangs holds
 //! its own requests and nothing else. The task never waits for the store: checkpoints are copies that the supervisor
-//! takes of [`Core`]. It stops sending where it may no longer be the owner ([`Members::valid`]), and where copies can't
+//! takes of [`Core`]. It stops sending where it may no longer be the owner ([`Members::valid`](super::ownership::Members::valid)), and where copies can't
 //! be written, since what it sent meanwhile would all be sent again after a crash.
 
 use std::{collections::BTreeSet, sync::Arc};
@@ -715,7 +715,7 @@ impl Courier {
         match errand {
             Errand::Told | Errand::Disabled => {}
             Errand::GapTold => self.telling -= 1,
-            Errand::ReplayBegins(replay) => self.begin(replay),
+            Errand::ReplayBegins(replay) => self.begin(*replay),
             Errand::Buried { key, first } => {
                 let mut core = self.live.core.lock();
                 let unit = core.feed(&key).and_then(|feed| feed.settle(first));

@@ -42,7 +42,7 @@ pub enum Errand {
     /// The endpoint is disabled.
     Disabled,
     /// A replay that was asked for has not ended yet.
-    ReplayBegins(Replay),
+    ReplayBegins(Box<Replay>),
     /// The end of a replay is written.
     ReplayClosed {
         /// Which.
@@ -121,7 +121,7 @@ pub async fn begin_replay(tools: Arc<Tools>, webhook: String, id: String) -> Err
     loop {
         match tools.store.replay(&webhook, &id).await {
             Ok(Some(found)) if found.value.state == ReplayState::Running => {
-                return Errand::ReplayBegins(found.value);
+                return Errand::ReplayBegins(Box::new(found.value));
             }
             Ok(_) => return Errand::Told,
             Err(error) => pauses.after(error).await,

@@ -270,7 +270,11 @@ struct Inner {
 /// Answers a request: its headers and body.
 #[cfg(test)]
 #[derive(Clone)]
-pub(crate) struct Script(pub(crate) Arc<dyn Fn(&HeaderMap, &Bytes) -> u16 + Send + Sync>);
+pub(crate) struct Script(pub(crate) Arc<Answering>);
+
+/// Headers and body give a status.
+#[cfg(test)]
+pub(crate) type Answering = dyn Fn(&HeaderMap, &Bytes) -> u16 + Send + Sync;
 
 #[cfg(test)]
 impl std::fmt::Debug for Script {

@@ -79,10 +79,10 @@ impl Table {
         if let Some(id) = key.strip_prefix(ENDPOINT) {
             self.endpoints.remove(id);
             self.unreadable.remove(id);
-        } else if let Some((webhook, id)) = key.strip_prefix(REPLAY).and_then(|rest| rest.split_once('/')) {
-            if let Some(replays) = self.replays.get_mut(webhook) {
-                replays.remove(id);
-            }
+        } else if let Some((webhook, id)) = key.strip_prefix(REPLAY).and_then(|rest| rest.split_once('/'))
+            && let Some(replays) = self.replays.get_mut(webhook)
+        {
+            replays.remove(id);
         }
     }
 

@@ -184,7 +184,11 @@ async fn what_fails_for_good_is_dead_lettered_seen_and_replayed() {
     let receiver = Receiver::deciding(move |got| {
         let event: Value = serde_json::from_slice(&got.body).unwrap();
         let number: u64 = event["id"].as_str().unwrap().trim_start_matches('e').parse().unwrap_or(1);
-        if is_broken.load(Atomic::Relaxed) && number % 10 == 0 { Act::Status(500) } else { Act::Status(200) }
+        if is_broken.load(Atomic::Relaxed) && number.is_multiple_of(10) {
+            Act::Status(500)
+        } else {
+            Act::Status(200)
+        }
     })
     .await;
     let mut settings = rig.settings(&receiver);

@@ -88,17 +88,19 @@ async fn official(gateway: SocketAddr, program: &str, language: &str, count: usi
         "js" => PathBuf::from(variable("SIMCAST_TEST_NODE_DIR")),
         _ => std::env::temp_dir(),
     };
-    let extension = if language == "js" { "mjs" } else { "py" };
-    let script = place.join(format!("simcast-receiver-{}.{extension}", std::process::id()));
-    std::fs::write(&script, from_the_document(language)).unwrap();
     let free = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = free.local_addr().unwrap().port();
     drop(free);
+    let extension = if language == "js" { "mjs" } else { "py" };
+    let script = place.join(format!("simcast-receiver-{port}.{extension}"));
+    std::fs::write(&script, from_the_document(language)).unwrap();
     let mut child = Command::new(variable(program))
         .arg(&script)
         .env("SIMCAST_WEBHOOK_SECRET", SECRET)
         .env("PORT", port.to_string())
         .stdout(Stdio::piped())
+        // Python's server tells every request there.
+        .stderr(Stdio::null())
         .kill_on_drop(true)
         .spawn()
         .unwrap();

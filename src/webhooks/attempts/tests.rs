@@ -1,3 +1,5 @@
+//! What is found, what goes, what a crash leaves.
+
 use std::os::unix::fs::PermissionsExt;
 
 use super::*;
@@ -48,20 +50,18 @@ async fn attempts_are_found_newest_first_over_files_and_restarts() {
             if n % 10 == 0 {
                 attempts.flush().await;
             }
-            if n == 30 && directory.is_some() {
+            if let (30, Some(directory)) = (n, &directory) {
                 // A crash in the middle of a line.
                 drop(attempts);
                 std::thread::sleep(Duration::from_millis(50));
-                let mut files: Vec<_> = std::fs::read_dir(directory.as_ref().unwrap())
-                    .unwrap()
-                    .map(|one| one.unwrap().path())
-                    .collect();
+                let mut files: Vec<_> =
+                    std::fs::read_dir(directory).unwrap().map(|one| one.unwrap().path()).collect();
                 files.sort();
                 let torn = files.last().unwrap();
                 assert_eq!(std::fs::metadata(torn).unwrap().permissions().mode() & 0o777, 0o600);
                 let bytes = std::fs::read(torn).unwrap();
                 std::fs::write(torn, &bytes[..bytes.len() - 20]).unwrap();
-                attempts = Attempts::open(config(directory.clone()), clock.clone()).unwrap();
+                attempts = Attempts::open(config(Some(directory.clone())), clock.clone()).unwrap();
             }
         }
         let expected: Vec<u64> =

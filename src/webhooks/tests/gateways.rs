@@ -6,7 +6,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use jiff::Timestamp;
 use serde_json::Value;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -79,7 +78,7 @@ impl Gateway {
 fn event(n: u64) -> NewEvent {
     let mut event = Event::new(format!("e{n}"), "/globalsim/t".into(), "connection");
     event.iccid = Iccid::parse(&format!("894700000000000{:04}", n % SIMS)).ok();
-    event.time = Some(Timestamp::now());
+    event.time = Some(clock::system().now());
     NewEvent { event, identity: n, content: 0 }
 }
 
