@@ -357,7 +357,7 @@ impl Courier {
     fn supplied(&mut self, key: FeedKey, supply: Supply) {
         match supply {
             // Taken up by the next pump.
-            Supply::Events(_) => {}
+            Supply::Events => {}
             Supply::Gap(gap) => self.lost(&key, &gap),
             Supply::End => {
                 if let FeedKey::Replay(id) = &key {

@@ -450,15 +450,7 @@ impl Webhooks {
             },
         };
         endpoint.apply(settings, now);
-        let checkpoint = Checkpoint {
-            owner: String::new(),
-            cursor: cursor.to_string(),
-            live: Saved { cursor: cursor.seq, pending: Vec::new() },
-            seeks: 0,
-            failing_since: None,
-            replays: BTreeMap::new(),
-            totals: Totals::default(),
-        };
+        let checkpoint = Checkpoint::at(cursor);
         self.tools.store.create(&endpoint, &checkpoint).await?;
         let endpoint = Arc::new(endpoint);
         // The caller finds it at once, before the watch tells of it.

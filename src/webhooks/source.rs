@@ -28,8 +28,8 @@ pub struct Wanted {
 /// What a source has.
 #[derive(Debug)]
 pub enum Supply {
-    /// Events, in log order, not yet taken up; the position they reach.
-    Events(u64),
+    /// Events were staged, or none matched.
+    Events,
     /// A range that can't be read.
     Gap(Gap),
     /// Nothing follows.
@@ -51,8 +51,8 @@ enum Kind {
         from: u64,
         to: u64,
         narrower: Option<Predicate>,
-        /// Events that notices told of, to be read, and the position of those notices: kept while `next` waits.
-        told: Option<(Vec<u64>, u64)>,
+        /// Events that notices told of, to be read: kept while `next` waits.
+        told: Option<Vec<u64>>,
     },
     /// Just one.
     One {
@@ -68,6 +68,8 @@ pub struct Source {
     wanted: Wanted,
     kind: Kind,
     subscription: Subscription,
+    /// It has given something: a gap at its very beginning would have been told by now.
+    has_begun: bool,
     /// Read and not taken up.
     pub staged: VecDeque<Item>,
 }
@@ -79,7 +81,14 @@ impl Source {
     /// Where the log can't be read.
     pub async fn live(hub: &Hub, wanted: Wanted, cursor: Cursor) -> Result<Self, Error> {
         let subscription = open(hub, wanted.predicate.clone(), &wanted, cursor).await?;
-        Ok(Self { hub: hub.clone(), wanted, kind: Kind::Live, subscription, staged: VecDeque::new() })
+        Ok(Self {
+            hub: hub.clone(),
+            wanted,
+            kind: Kind::Live,
+            subscription,
+            has_begun: false,
+            staged: VecDeque::new(),
+        })
     }
 
     /// A replay's, behind the position that it has reached.
@@ -100,7 +109,7 @@ impl Source {
         };
         let cursor = hub.log().cursor_at(reached);
         let subscription = open(hub, predicate, &wanted, cursor).await?;
-        Ok(Self { hub: hub.clone(), wanted, kind, subscription, staged: VecDeque::new() })
+        Ok(Self { hub: hub.clone(), wanted, kind, subscription, has_begun: false, staged: VecDeque::new() })
     }
 
     /// Position up to which everything has been looked at and staged.
@@ -112,13 +121,19 @@ impl Source {
         }
     }
 
-    /// Whether what lies before [`Source::position`] has been staged.
+    /// Whether what lies before [`Source::position`] has been staged or told.
     pub fn is_settled(&self) -> bool {
-        !matches!(self.kind, Kind::DeadLetters { told: Some(_), .. })
+        self.has_begun && !matches!(self.kind, Kind::DeadLetters { told: Some(_), .. })
     }
 
     /// More events. Cancel-safe.
     pub async fn next(&mut self) -> Supply {
+        let supply = self.supply().await;
+        self.has_begun = true;
+        supply
+    }
+
+    async fn supply(&mut self) -> Supply {
         match self.kind {
             Kind::Live => self.read(None).await,
             Kind::Range { to, .. } => self.read(Some(to)).await,
@@ -128,7 +143,7 @@ impl Source {
                 Ok(items) => {
                     self.kind = Kind::One { seq, done: true };
                     self.staged.extend(items.into_iter().flatten());
-                    Supply::Events(seq)
+                    Supply::Events
                 }
                 Err(error) => Supply::Failed(error),
             },
@@ -140,34 +155,27 @@ impl Source {
         if to.is_some_and(|to| self.subscription.cursor().seq >= to) {
             return Supply::End;
         }
-        loop {
-            match self.subscription.next().await {
-                Delivery::Batch(batch) => {
-                    let narrower = match &self.kind {
-                        Kind::Range { narrower, .. } => narrower.as_ref(),
-                        _ => None,
-                    };
-                    let fits = |item: &&Item| {
-                        to.is_none_or(|to| item.event.seq() <= to)
-                            && !notices::is_about(&item.event, &self.wanted.endpoint)
-                            && narrower.is_none_or(|narrower| {
-                                item.event.keys().is_ok_and(|keys| narrower.matches(&keys))
-                            })
-                    };
-                    self.staged.extend(batch.items.iter().filter(fits).cloned());
-                    return Supply::Events(batch.cursor.seq.min(to.unwrap_or(u64::MAX)));
-                }
-                Delivery::Gap(gap) => return Supply::Gap(gap),
-                Delivery::CaughtUp(cursor) if to.is_some() => {
-                    return match to.is_some_and(|to| cursor.seq >= to) {
-                        true => Supply::End,
-                        // The stream was shorter than the replay's end when it began; it can't be, but waiting can.
-                        false => Supply::Events(cursor.seq),
-                    };
-                }
-                Delivery::CaughtUp(_) => {}
-                Delivery::Failed(error) => return Supply::Failed(error),
+        match self.subscription.next().await {
+            Delivery::Batch(batch) => {
+                let narrower = match &self.kind {
+                    Kind::Range { narrower, .. } => narrower.as_ref(),
+                    _ => None,
+                };
+                let fits = |item: &&Item| {
+                    to.is_none_or(|to| item.event.seq() <= to)
+                        && !notices::is_about(&item.event, &self.wanted.endpoint)
+                        && narrower.is_none_or(|narrower| {
+                            item.event.keys().is_ok_and(|keys| narrower.matches(&keys))
+                        })
+                };
+                self.staged.extend(batch.items.iter().filter(fits).cloned());
+                Supply::Events
             }
+            Delivery::Gap(gap) => Supply::Gap(gap),
+            Delivery::CaughtUp(cursor) if to.is_some_and(|to| cursor.seq >= to) => Supply::End,
+            // Nothing was staged, and the position is known to hold.
+            Delivery::CaughtUp(_) => Supply::Events,
+            Delivery::Failed(error) => Supply::Failed(error),
         }
     }
 
@@ -183,14 +191,14 @@ impl Source {
                         .filter(|letter| letter.webhook == self.wanted.endpoint)
                         .filter_map(|letter| letter.seq)
                         .filter(|seq| *seq > *from && *seq <= *to);
-                    *told = Some((seqs.collect(), batch.cursor.seq));
+                    *told = Some(seqs.collect());
                 }
-                Delivery::Gap(_) => return Supply::Events(self.subscription.cursor().seq),
+                Delivery::Gap(_) => return Supply::Events,
                 Delivery::CaughtUp(_) => return Supply::End,
                 Delivery::Failed(error) => return Supply::Failed(error),
             }
         }
-        let Some((seqs, position)) = told.clone() else { return Supply::End };
+        let Some(seqs) = told.clone() else { return Supply::End };
         match self.hub.items(seqs, self.wanted.policy.clone()).await {
             Ok(items) => {
                 let fits = |item: &Item| {
@@ -201,7 +209,7 @@ impl Source {
                 };
                 self.staged.extend(items.into_iter().flatten().filter(fits));
                 *told = None;
-                Supply::Events(position)
+                Supply::Events
             }
             Err(error) => Supply::Failed(error),
         }

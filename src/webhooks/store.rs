@@ -20,7 +20,11 @@ use super::{
     feed::Saved,
     secret::Sealer,
 };
-use crate::bus::{Bucket, Bus, KvError};
+use crate::{
+    bus::{Bucket, Bus, KvError},
+    event::Cursor,
+    log::Log,
+};
 
 /// Begins the keys of endpoints.
 pub const ENDPOINT: &str = "endpoint/";
@@ -64,6 +68,26 @@ pub struct Checkpoint {
     /// What has been counted.
     #[serde(default)]
     pub totals: Totals,
+}
+
+impl Checkpoint {
+    /// An endpoint that nobody serves, behind a position.
+    pub fn at(cursor: Cursor) -> Self {
+        Self {
+            owner: String::new(),
+            cursor: cursor.to_string(),
+            live: Saved { cursor: cursor.seq, pending: Vec::new() },
+            seeks: 0,
+            failing_since: None,
+            replays: BTreeMap::new(),
+            totals: Totals::default(),
+        }
+    }
+
+    /// The same before the oldest event kept.
+    pub fn earliest(log: &Log) -> Self {
+        Self::at(log.cursor_at(log.begins_at().saturating_sub(1)))
+    }
 }
 
 /// Where a replay stands.
@@ -303,7 +327,7 @@ impl Store {
     /// [`StoreError`].
     pub async fn create(&self, endpoint: &Endpoint, checkpoint: &Checkpoint) -> Result<(), StoreError> {
         let value = self.seal(endpoint)?;
-        self.bus.kv_create(Bucket::Cursors, &endpoint.id, encode(checkpoint)?).await?;
+        self.create_checkpoint(&endpoint.id, checkpoint).await?;
         self.bus.kv_create(Bucket::Endpoints, &key_of(&endpoint.id), value).await?;
         Ok(())
     }
@@ -332,6 +356,14 @@ impl Store {
     pub async fn checkpoint(&self, id: &str) -> Result<Option<At<Checkpoint>>, StoreError> {
         let Some(entry) = self.bus.kv_get(Bucket::Cursors, id).await? else { return Ok(None) };
         Ok(Some(At { value: decode(id, &entry.value)?, revision: entry.revision }))
+    }
+
+    /// Writes where an endpoint begins.
+    ///
+    /// # Errors
+    /// [`KvError::Conflict`] where it stands somewhere already.
+    pub async fn create_checkpoint(&self, id: &str, checkpoint: &Checkpoint) -> Result<u64, StoreError> {
+        Ok(self.bus.kv_create(Bucket::Cursors, id, encode(checkpoint)?).await?)
     }
 
     /// Writes where an endpoint stands.

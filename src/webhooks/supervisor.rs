@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     auth::Principal,
-    bus::{Bucket, Change, KvError},
+    bus::{Bucket, Change, Fill, KvError},
 };
 
 /// How often it is looked whether an endpoint can be taken over, and what the log must keep.
@@ -247,7 +247,9 @@ impl Supervisor {
                 }
             }
         }
-        let may_act = tools.members.valid();
+        // Until a copy of the stream is complete, positions behind its edge look as if the log had gone back.
+        let is_complete = matches!(*tools.store.bus().fill().borrow(), Fill::Complete);
+        let may_act = tools.members.valid() && is_complete;
         let mut claims = Vec::new();
         for (endpoint, replays) in wanted {
             let order = Order { principal: self.principal(&endpoint), endpoint, replays };
@@ -486,6 +488,11 @@ async fn claim(tools: Arc<Tools>, order: Order) -> Option<(Order, u64, Core)> {
     let id = order.endpoint.id.clone();
     let taken = async {
         let Some(At { value: mut saved, revision }) = tools.store.checkpoint(&id).await? else {
+            tracing::error!(
+                webhook = id,
+                "the position of a webhook is gone; it begins at the oldest event kept"
+            );
+            tools.store.create_checkpoint(&id, &Checkpoint::earliest(tools.hub.log())).await?;
             return Ok(None);
         };
         if !tools.members.may_take(&saved.owner) {

@@ -30,13 +30,11 @@ pub struct Options {
     pub more: String,
     /// Scheme, user and password as clients must give them.
     pub login: String,
-    /// Its store is a disk of its own of so many bytes.
-    pub disk_bytes: Option<u64>,
 }
 
 impl Options {
     pub fn new(version: &'static str) -> Self {
-        Self { version, sync_always: true, volatile: false, more: String::new(), login: "nats://".to_owned(), disk_bytes: None }
+        Self { version, sync_always: true, volatile: false, more: String::new(), login: "nats://".to_owned() }
     }
 }
 
@@ -49,45 +47,6 @@ pub struct Server {
     port: u16,
     config: PathBuf,
     child: Option<Child>,
-    disk: Option<Disk>,
-}
-
-/// A disk of its own: a file system in memory, in a mount namespace that lives as long as its keeper.
-#[derive(Debug)]
-struct Disk {
-    keeper: Child,
-    /// Its root, as it looks from here.
-    root: PathBuf,
-}
-
-impl Disk {
-    fn mount(at: &Path, bytes: u64) -> Self {
-        std::fs::create_dir_all(at).unwrap();
-        let script = format!("mount -t tmpfs -o size={bytes} tmpfs '{}' && echo mounted && exec sleep 3600", at.display());
-        let mut keeper = Command::new("unshare")
-            .args(["--map-root-user", "--mount", "sh", "-c", &script])
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("unshare is needed (Debian: util-linux)");
-        let mut said = String::new();
-        let mut output = std::io::BufReader::new(keeper.stdout.take().unwrap());
-        std::io::BufRead::read_line(&mut output, &mut said).unwrap();
-        assert_eq!(said.trim(), "mounted", "this test needs a mount namespace of its own (unprivileged user namespaces)");
-        let root = PathBuf::from(format!("/proc/{}/root{}", keeper.id(), at.display()));
-        Self { keeper, root }
-    }
-
-    fn filler(&self) -> PathBuf {
-        self.root.join("filler")
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        let _ = self.keeper.kill();
-        let _ = self.keeper.wait();
-    }
 }
 
 /// Path of the binary of a version; tests/run installs it and says where.
@@ -170,8 +129,7 @@ impl Server {
             options.more,
         );
         std::fs::write(&config, text).unwrap();
-        let disk = options.disk_bytes.map(|bytes| Disk::mount(&store, bytes));
-        Self { options, directory, address, port, config, child: None, disk }
+        Self { options, directory, address, port, config, child: None }
     }
 
     pub fn socket(&self) -> SocketAddr {
@@ -203,17 +161,7 @@ impl Server {
 
     fn spawn(&mut self) {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.log()).unwrap();
-        let program = binary(self.options.version);
-        let mut command = match &self.disk {
-            None => Command::new(program),
-            Some(disk) => {
-                let mut command = Command::new("nsenter");
-                let keeper = disk.keeper.id().to_string();
-                command.args(["--target", &keeper, "--user", "--mount", "--preserve-credentials"]).arg(program);
-                command
-            }
-        };
-        let child = command
+        let child = Command::new(binary(self.options.version))
             .arg("-c")
             .arg(&self.config)
             .stdin(Stdio::null())
@@ -289,28 +237,6 @@ impl Server {
     /// Stops it in the middle of whatever it does, until [`resume`](Self::resume).
     pub fn pause(&self) {
         self.signal(rustix::process::Signal::STOP);
-    }
-
-    /// Leaves so many bytes of its disk free.
-    pub fn fill_disk(&self, left: u64) {
-        use std::io::Write;
-        let filler = self.disk.as_ref().expect("it has a disk of its own").filler();
-        let mut file = std::fs::File::create(&filler).unwrap();
-        let mut written = 0;
-        while file.write_all(&[7; 64 * 1024]).is_ok() {
-            written += 64 * 1024;
-        }
-        file.set_len(written - left).unwrap();
-    }
-
-    /// Makes room again.
-    pub fn free_disk(&self) {
-        std::fs::remove_file(self.disk.as_ref().expect("it has a disk of its own").filler()).unwrap();
-    }
-
-    /// What it has logged.
-    pub fn logged(&self) -> String {
-        std::fs::read_to_string(self.log()).unwrap_or_default()
     }
 
     pub fn resume(&self) {

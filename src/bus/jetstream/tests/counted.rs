@@ -11,7 +11,7 @@ use super::{
 use crate::guarantees::Table;
 
 /// The faults, in the order of the table.
-const FAULTS: [&str; 10] = [
+const FAULTS: [&str; 9] = [
     "server stopped and started",
     "server killed (-9) and started",
     "connection cut",
@@ -21,7 +21,6 @@ const FAULTS: [&str; 10] = [
     "leader killed, three servers",
     "stream deleted",
     "store wiped",
-    "server's disk full, then room and a restart of the server",
 ];
 /// Longest that nothing may be appended, whatever the fault. A lease that was lost with the answers to its renewals must
 /// run out before it can be taken again.
@@ -294,29 +293,6 @@ async fn a_store_that_is_wiped() {
             while server.context().await.get_stream("S").await.is_err() {
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
-            pause().await;
-        }
-        2
-    })
-    .await;
-}
-
-/// Real "no space left on device" on a disk of the server's own. The server then turns its JetStream off until it is
-/// started again, which is its operator's to do; the gateway waits and goes on by itself.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_disk_that_is_full() {
-    let options = server::Options { disk_bytes: Some(256 << 20), ..server::Options::new(NEWEST) };
-    let mut server = Server::start_with(options).await;
-    under(FAULTS[9], config(&server, "S"), async || {
-        for times in 1..=2 {
-            server.fill_disk(512 * 1024);
-            while server.logged().matches("no space left on device").count() < times {
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-            pause().await;
-            server.free_disk();
-            server.stop().await;
-            server.restart().await;
             pause().await;
         }
         2
