@@ -26,7 +26,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use jiff::SignedDuration;
+use jiff::{SignedDuration, Timestamp};
 use parking_lot::Mutex;
 use tokio::sync::{Mutex as AsyncMutex, mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -297,8 +297,16 @@ impl JetStream {
             .start(source.clone(), clock.clone(), config.chance.clone())
             .map_err(|error| unusable(error.to_string()))?;
         let buckets = Buckets::new(context.clone(), &config.stream);
-        let leases =
-            Leases::new(buckets.clone(), context, &config.subject_prefix, config.chance, stopping.clone());
+        // Whole seconds: for people.
+        let started = Timestamp::from_second(clock.now().as_second()).unwrap_or_default();
+        let leases = Leases::new(
+            buckets.clone(),
+            context,
+            &config.subject_prefix,
+            config.chance,
+            started,
+            stopping.clone(),
+        );
         let appender = Appender {
             source,
             subject_prefix: config.subject_prefix,

@@ -98,6 +98,10 @@ async fn what_differs_is_named(version: &'static str) {
         assert!(beside.has("ok", what, &[words]), "{what}: {beside:?}");
     }
 
+    let (host, process) = (rustix::system::uname(), format!("process {}, up since 20", gateway.pid()));
+    let named = [host.nodename().to_str().unwrap(), &process];
+    assert!(beside.has("ok", "NATS poller", &named), "{named:?}: {beside:?}");
+
     // Harmless differences are warnings, each with what there is, what is wanted, and the cure.
     change(&context, "SIMCAST", |config| {
         config.max_age = Duration::from_secs(3_600);
