@@ -7,6 +7,7 @@ use crate::{
 };
 
 mod counted;
+mod disk;
 mod faults;
 mod foundation;
 mod login;
