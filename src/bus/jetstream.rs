@@ -316,6 +316,7 @@ impl JetStream {
             closing: CancellationToken::new(),
             stopping: stopping.clone(),
             state: AsyncMutex::default(),
+            refused: Mutex::default(),
         };
         Ok(Arc::new(Self {
             connection,
@@ -435,7 +436,10 @@ impl Bus for JetStream {
 
     fn health(&self) -> Health {
         let closed = self.stopping.is_cancelled().then(|| "the bus is closed".to_owned());
-        let unwritable = closed.or_else(|| self.connection.trouble()).or_else(|| self.mirror.unwritable());
+        let unwritable = closed
+            .or_else(|| self.connection.trouble())
+            .or_else(|| self.mirror.unwritable())
+            .or_else(|| self.appender.trouble());
         let Durability { says, warning } = self.found.durability.clone();
         Health { kind: "nats", durability: says, warning, unwritable }
     }

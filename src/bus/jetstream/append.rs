@@ -33,6 +33,7 @@ use std::{
 
 use async_nats::jetstream::stream::LastRawMessageErrorKind;
 use jiff::{SignedDuration, Timestamp};
+use parking_lot::Mutex as SyncMutex;
 use tokio::{sync::Mutex, time::Instant};
 use tokio_util::sync::CancellationToken;
 
@@ -78,6 +79,8 @@ pub(super) struct Appender {
     pub(super) stopping: CancellationToken,
     /// Held by the append that is at work: batches go in one after the other.
     pub(super) state: Mutex<State>,
+    /// Why the last batch was not taken, and how far the stream was evaluated then.
+    pub(super) refused: SyncMutex<Option<(u64, String)>>,
 }
 
 /// What one append leaves for the next.
@@ -146,6 +149,7 @@ impl Appender {
             state.uncertain = true;
             match publish(&self.source.client, plan.drafts, condition).await {
                 Ok(last) => {
+                    self.refused.lock().take();
                     state.uncertain = false;
                     state.target = last;
                     ours.extend(plan.ids);
@@ -167,15 +171,29 @@ impl Appender {
                 }
                 Err(Refusal::Rejected(reason)) => {
                     state.uncertain = false;
-                    return Err(AppendError::Unavailable(reason));
+                    return Err(self.refuse(evaluated, reason));
                 }
-                Err(Refusal::Unknown(reason)) => return Err(AppendError::Unavailable(reason)),
+                Err(Refusal::Unknown(reason)) => return Err(self.refuse(evaluated, reason)),
             }
             if Instant::now() >= deadline {
                 break;
             }
         }
-        Err(AppendError::Unavailable(format!("the stream refused the batch again and again: {refused}")))
+        let evaluated = *self.mirror.evaluated().borrow();
+        Err(self.refuse(evaluated, format!("the stream refused the batch again and again: {refused}")))
+    }
+
+    fn refuse(&self, evaluated: u64, reason: String) -> AppendError {
+        *self.refused.lock() = Some((evaluated, reason.clone()));
+        AppendError::Unavailable(reason)
+    }
+
+    /// Why the stream takes nothing, as far as the last append shows and nobody's has shown otherwise since.
+    pub(super) fn trouble(&self) -> Option<String> {
+        let refused = self.refused.lock();
+        let (evaluated, reason) = refused.as_ref()?;
+        (*evaluated == *self.mirror.evaluated().borrow())
+            .then(|| format!("the stream takes no events: {reason}"))
     }
 
     /// Refuses appends from now on, and waits for the one that is at work: its answer is worth the wait, and it is
