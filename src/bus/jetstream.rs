@@ -281,6 +281,7 @@ impl JetStream {
         let options = Options {
             retention_days: config.retention_days,
             retention_bytes: config.retention_bytes,
+            syncs: false,
             ..Options::default()
         };
         let cache = config.cache_path.clone().unwrap_or_default();
