@@ -55,6 +55,9 @@ pub struct Options {
     pub retention_bytes: u64,
     /// Bytes of the newest events held in memory.
     pub recent_bytes: usize,
+    /// Whether an append is synced before it is shown. A copy that can be made again needs that once a segment only: what
+    /// a loss of power took from its end comes again, and what it damaged is found like any damage.
+    pub syncs: bool,
 }
 
 impl Default for Options {
@@ -66,6 +69,7 @@ impl Default for Options {
             retention_days: 7,
             retention_bytes: 10 << 30,
             recent_bytes: 8 << 20,
+            syncs: true,
         }
     }
 }

@@ -33,7 +33,7 @@ const LAST_MAX: Duration = Duration::from_secs(20);
 const SIMS: u64 = 20_000;
 /// Before the id in the JSON of an event, once in each.
 const NEEDLE: &[u8] = br#""id":"evt_"#;
-const ID_DIGITS: usize = 16;
+const ID_DIGITS: usize = 10;
 
 #[derive(Clone, Copy)]
 enum Place {
@@ -178,7 +178,7 @@ async fn read(mut subscription: Subscription, first: u64, count: usize) -> Outco
         let at = Instant::now();
         for place in memchr::memmem::find_iter(&batch.bytes, NEEDLE) {
             let digits = place + NEEDLE.len()..place + NEEDLE.len() + ID_DIGITS;
-            let n = u64::from_str_radix(std::str::from_utf8(&batch.bytes[digits])?, 16)?;
+            let n: u64 = std::str::from_utf8(&batch.bytes[digits])?.parse()?;
             let slot = n.checked_sub(first).and_then(|nth| seen.get_mut(nth as usize));
             if let Some(slot @ None) = slot {
                 *slot = Some(at);

@@ -50,9 +50,6 @@ pub async fn jetstream(url: String, cache: Option<&Path>, replicas: usize) -> Ou
         cache_path: cache.map(Path::to_path_buf),
         replicas,
         retention_bytes: RETENTION_BYTES / replicas as u64,
-        // The benchmark appends in minutes what takes a gateway days: with the window of a gateway the server's memory
-        // would show the ids of this run and not what the stream costs.
-        duplicate_window: Duration::from_secs(1),
         ..jetstream::Config::new(vec![url], Chance::seeded(fastrand::u64(..)))
     };
     Ok(JetStream::open(config, clock::system()).await?)

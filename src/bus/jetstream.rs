@@ -26,7 +26,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use jiff::SignedDuration;
+use jiff::{SignedDuration, Timestamp};
 use parking_lot::Mutex;
 use tokio::sync::{Mutex as AsyncMutex, mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -281,6 +281,7 @@ impl JetStream {
         let options = Options {
             retention_days: config.retention_days,
             retention_bytes: config.retention_bytes,
+            syncs: false,
             ..Options::default()
         };
         let cache = config.cache_path.clone().unwrap_or_default();
@@ -297,8 +298,16 @@ impl JetStream {
             .start(source.clone(), clock.clone(), config.chance.clone())
             .map_err(|error| unusable(error.to_string()))?;
         let buckets = Buckets::new(context.clone(), &config.stream);
-        let leases =
-            Leases::new(buckets.clone(), context, &config.subject_prefix, config.chance, stopping.clone());
+        // Whole seconds: for people.
+        let started = Timestamp::from_second(clock.now().as_second()).unwrap_or_default();
+        let leases = Leases::new(
+            buckets.clone(),
+            context,
+            &config.subject_prefix,
+            config.chance,
+            started,
+            stopping.clone(),
+        );
         let appender = Appender {
             source,
             subject_prefix: config.subject_prefix,
@@ -308,6 +317,7 @@ impl JetStream {
             closing: CancellationToken::new(),
             stopping: stopping.clone(),
             state: AsyncMutex::default(),
+            refused: Mutex::default(),
         };
         Ok(Arc::new(Self {
             connection,
@@ -431,7 +441,10 @@ impl Bus for JetStream {
 
     fn health(&self) -> Health {
         let closed = self.stopping.is_cancelled().then(|| "the bus is closed".to_owned());
-        let unwritable = closed.or_else(|| self.connection.trouble()).or_else(|| self.mirror.unwritable());
+        let unwritable = closed
+            .or_else(|| self.connection.trouble())
+            .or_else(|| self.mirror.unwritable())
+            .or_else(|| self.appender.trouble());
         let Durability { says, warning } = self.found.durability.clone();
         Health { kind: "nats", durability: says, warning, unwritable }
     }

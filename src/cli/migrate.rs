@@ -110,9 +110,6 @@ pub async fn run(args: Args, clock: SharedClock, out: &mut dyn Write) -> Result<
     out.flush()?;
     let report = migration.run(&survey).await?;
     finished(&survey, &report, out)?;
-    if let Some(left) = report.left {
-        writeln!(std::io::stderr(), "warning: {left}")?;
-    }
     Ok(advise(out)?)
 }
 
@@ -179,7 +176,7 @@ fn show(survey: &Survey, out: &mut dyn Write) -> std::io::Result<()> {
 
 fn finished(survey: &Survey, report: &Report, out: &mut dyn Write) -> std::io::Result<()> {
     let rate = |count: u64, took: Duration| count as f64 / took.as_secs_f64().max(0.001);
-    let Report { copied, copying, checking, .. } = *report;
+    let Report { copied, copying, checking } = *report;
     writeln!(
         out,
         "copied       {copied} in {:.1} s ({:.0} a second), checked in {:.1} s ({:.0} a second)",

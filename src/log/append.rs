@@ -145,6 +145,12 @@ impl Log {
         self.write(writer, piece)
     }
 
+    /// Syncs the last segment where appends have not.
+    fn sync_skipped(&self) -> io::Result<()> {
+        let file = self.state.read().active.file.clone();
+        if self.options.syncs { Ok(()) } else { file.sync() }
+    }
+
     /// Creates the segment that begins at a position, durably.
     pub(crate) fn next_segment(&self, writer: &mut Writer, base_seq: u64) -> io::Result<Active> {
         let next = Active::create(&*self.disk, self.incarnation, base_seq)?;
@@ -162,6 +168,7 @@ impl Log {
             (active.index.end, active.index.records.is_empty(), active.last_seq)
         };
         if !empty && end + writer.buffer.len() as u64 > self.options.segment_bytes {
+            self.sync_skipped()?;
             let next = self.next_segment(writer, last_seq + 1)?;
             end = next.index.end;
             self.state.write().roll(next, self.incarnation);
@@ -175,7 +182,8 @@ impl Log {
         if !sabotage::on(Bug::ShowBeforeWrite) {
             file.write_at(&writer.buffer, end)?;
         }
-        let synced = if sabotage::on(Bug::SkipSync) { Ok(()) } else { file.sync() };
+        let skips = sabotage::on(Bug::SkipSync) || !self.options.syncs;
+        let synced = if skips { Ok(()) } else { file.sync() };
         synced.map_err(|error| writer.unconfirmed(error))?;
         writer.dirty = false;
         let Piece { indexed, events, hole } = piece;
@@ -213,6 +221,7 @@ impl Log {
             file.truncate(index.end)?;
             file.sync()?;
         }
+        self.sync_skipped()?;
         let sealed = Arc::clone(&self.state.read().sealed);
         for segment in sealed.iter() {
             segment.finish(&*self.disk)?;

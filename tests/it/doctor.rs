@@ -98,6 +98,10 @@ async fn what_differs_is_named(version: &'static str) {
         assert!(beside.has("ok", what, &[words]), "{what}: {beside:?}");
     }
 
+    let (host, process) = (rustix::system::uname(), format!("process {}, up since 20", gateway.pid()));
+    let named = [host.nodename().to_str().unwrap(), &process];
+    assert!(beside.has("ok", "NATS poller", &named), "{named:?}: {beside:?}");
+
     // Harmless differences are warnings, each with what there is, what is wanted, and the cure.
     change(&context, "SIMCAST", |config| {
         config.max_age = Duration::from_secs(3_600);
@@ -110,7 +114,7 @@ async fn what_differs_is_named(version: &'static str) {
     assert_eq!(drifted.code, Some(0), "{drifted:?}");
     for words in [
         ["SIMCAST: max_age is 3600s, not 604800s", "nats stream edit SIMCAST --max-age=7d"],
-        ["SIMCAST: duplicate_window is 60s, not 5s", "--dupe-window=5s"],
+        ["SIMCAST: duplicate_window is 60s, not 100ms", "--dupe-window=100ms"],
         ["SIMCAST: compression is \"none\", not \"s2\"", "--compression=s2"],
         ["KV_SIMCAST_endpoints: max_msgs_per_subject is 2, not 5", "--max-msgs-per-subject=5"],
     ] {

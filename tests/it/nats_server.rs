@@ -26,6 +26,8 @@ pub struct Options {
     pub sync_always: bool,
     /// Its store is in memory where the system has a place for that, for tests that don't end it.
     pub volatile: bool,
+    /// Its store is on a file system of its own, of so many MiB.
+    pub disk_mib: Option<u32>,
     /// More of its configuration, at the top level.
     pub more: String,
     /// Scheme, user and password as clients must give them.
@@ -34,7 +36,8 @@ pub struct Options {
 
 impl Options {
     pub fn new(version: &'static str) -> Self {
-        Self { version, sync_always: true, volatile: false, more: String::new(), login: "nats://".to_owned() }
+        let (more, login) = (String::new(), "nats://".to_owned());
+        Self { version, sync_always: true, volatile: false, disk_mib: None, more, login }
     }
 }
 
@@ -46,7 +49,85 @@ pub struct Server {
     address: Ipv4Addr,
     port: u16,
     config: PathBuf,
+    disk: Option<Disk>,
     child: Option<Child>,
+}
+
+/// A file system in memory that only those see who are in the mount namespace of its keeper. It needs no privilege where
+/// the system lets users have namespaces.
+#[derive(Debug)]
+pub struct Disk {
+    keeper: Child,
+    at: PathBuf,
+}
+
+impl Disk {
+    fn mount(at: &Path, mib: u32) -> Self {
+        use std::io::BufRead;
+        std::fs::create_dir_all(at).unwrap();
+        // It ends with its input, so with this process, however that ends.
+        let script = "mount -t tmpfs -o size=\"$2\"m tmpfs \"$1\" && echo mounted && exec cat";
+        let mut keeper = Command::new("unshare")
+            .args(["--map-root-user", "--mount", "sh", "-c", script, "sh"])
+            .arg(at)
+            .arg(mib.to_string())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("unshare (util-linux) can be run");
+        let mut said = String::new();
+        std::io::BufReader::new(keeper.stdout.take().unwrap()).read_line(&mut said).unwrap();
+        assert_eq!(
+            said.trim(),
+            "mounted",
+            "this system does not permit what the test needs, a small file system in a mount namespace of its own: \
+             run as root, or let users have namespaces (sysctl kernel.unprivileged_userns_clone=1, \
+             kernel.apparmor_restrict_unprivileged_userns=0; docker run --security-opt seccomp=unconfined --cap-add SYS_ADMIN)"
+        );
+        Self { keeper, at: at.to_owned() }
+    }
+
+    /// Runs a program that sees it.
+    fn command(&self, program: &Path) -> Command {
+        let mut command = Command::new("nsenter");
+        let keeper = self.keeper.id().to_string();
+        command.args(["--preserve-credentials", "--user", "--mount", "--target", &keeper, "--"]).arg(program);
+        command
+    }
+
+    /// Where this process sees it.
+    fn path(&self) -> PathBuf {
+        let root = PathBuf::from(format!("/proc/{}/root", self.keeper.id()));
+        root.join(self.at.strip_prefix("/").unwrap_or(&self.at))
+    }
+
+    /// Fills it up but for so many bytes, with one file.
+    pub fn fill(&self, but: u64) {
+        use std::io::Write;
+        let mut filler = std::fs::File::create(self.path().join("filler")).unwrap();
+        let piece = vec![0; 64 << 10];
+        let mut length = 0;
+        let full = loop {
+            match filler.write(&piece) {
+                Ok(written) => length += written as u64,
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
+        filler.set_len(length.saturating_sub(but)).unwrap();
+    }
+
+    /// Takes that file away.
+    pub fn free(&self) {
+        std::fs::remove_file(self.path().join("filler")).unwrap();
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = self.keeper.kill();
+        let _ = self.keeper.wait();
+    }
 }
 
 /// Path of the binary of a version; tests/run installs it and says where.
@@ -129,7 +210,8 @@ impl Server {
             options.more,
         );
         std::fs::write(&config, text).unwrap();
-        Self { options, directory, address, port, config, child: None }
+        let disk = options.disk_mib.map(|mib| Disk::mount(&store, mib));
+        Self { options, directory, address, port, config, disk, child: None }
     }
 
     pub fn socket(&self) -> SocketAddr {
@@ -159,9 +241,19 @@ impl Server {
         self.directory.path()
     }
 
+    /// The file system of its store, where it has one of its own.
+    pub fn disk(&self) -> &Disk {
+        self.disk.as_ref().expect("Options::disk_mib was given")
+    }
+
     fn spawn(&mut self) {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.log()).unwrap();
-        let child = Command::new(binary(self.options.version))
+        let binary = binary(self.options.version);
+        let mut command = match &self.disk {
+            Some(disk) => disk.command(&binary),
+            None => Command::new(binary),
+        };
+        let child = command
             .arg("-c")
             .arg(&self.config)
             .stdin(Stdio::null())
@@ -198,7 +290,7 @@ impl Server {
         }
     }
 
-    async fn is_healthy(&self) -> bool {
+    pub async fn is_healthy(&self) -> bool {
         let answer = self.monitoring("/healthz").await;
         answer.is_some_and(|answer| answer.lines().next().is_some_and(|line| line.contains(" 200 ")))
     }

@@ -1,7 +1,7 @@
 //! Appending: every batch goes in only where the stream ends exactly where the local copy does.
 //!
-//! The server forgets ids after its window (minutes), the clocks of gateways differ, and an answer can get lost. One
-//! condition settles all three: each atomic batch carries `Nats-Expected-Last-Sequence`, the sequence up to which the
+//! The server forgets ids after its window, the clocks of gateways differ, and an answer can get lost. One
+//! condition settles all three: each batch carries `Nats-Expected-Last-Sequence`, the sequence up to which the
 //! mirror has [evaluated](super::mirror::Mirror::evaluated) the stream. If it goes in, then
 //!
 //! - no id of it was in the stream, within the window or not, since the mirror knows all ids up to that sequence;
@@ -12,7 +12,13 @@
 //!
 //! If somebody else was faster, the server says so, the mirror catches up, and the batch is looked at again. That is
 //! rare: one gateway polls. An unknown outcome is an error to the caller; before the next try the mirror catches up
-//! with the stream's last sequence, so that what was stored after all is found. `Nats-Msg-Id` remains as a second net.
+//! with the stream's last sequence, so that what was stored after all is found.
+//!
+//! So the server's own look at `Nats-Msg-Id`, which is there for other readers, is never needed, and it is in the way
+//! where the server remembers an id that the stream does not have: of a message that was removed, or of a batch that
+//! came to nothing under a leader that was replaced. It can't be switched off; its window is as short as the server
+//! permits, and an append waits until it is over. Leaving the header out instead would take from every reader what
+//! [`message`](super::message) promises.
 //!
 //! A fence is one more condition on the first message, on the last sequence of the lease's own subject, and is
 //! checked in the same step as the rest: the holder of an older lease is refused by the stream itself.
@@ -27,6 +33,7 @@ use std::{
 
 use async_nats::jetstream::stream::LastRawMessageErrorKind;
 use jiff::{SignedDuration, Timestamp};
+use parking_lot::Mutex as SyncMutex;
 use tokio::{sync::Mutex, time::Instant};
 use tokio_util::sync::CancellationToken;
 
@@ -47,10 +54,12 @@ use crate::{
 const APPEND_TIMEOUT: Duration = Duration::from_secs(15);
 /// How much longer a stop waits for it: the last answer of the server.
 const CLOSE_GRACE: Duration = Duration::from_secs(6);
-/// Times that one append is refused because somebody else was faster, or for an id in the server's window.
+/// Times that one append is refused because somebody else was faster.
 const REFUSALS_MAX: u32 = 16;
 /// Grows with each refusal behind the first.
 const PAUSE: Duration = Duration::from_millis(10);
+/// Pause after a refusal for an id in the server's window.
+const WINDOW_PAUSE: Duration = Duration::from_millis(50);
 /// Bytes of one atomic batch; the server holds it back until its last message is there.
 pub(super) const BATCH_BYTES_MAX: usize = 8 << 20;
 /// How long the mirror may be behind before the watchdog is woken.
@@ -70,6 +79,8 @@ pub(super) struct Appender {
     pub(super) stopping: CancellationToken,
     /// Held by the append that is at work: batches go in one after the other.
     pub(super) state: Mutex<State>,
+    /// Why the last batch was not taken, and how far the stream was evaluated then.
+    pub(super) refused: SyncMutex<Option<(u64, String)>>,
 }
 
 /// What one append leaves for the next.
@@ -138,6 +149,7 @@ impl Appender {
             state.uncertain = true;
             match publish(&self.source.client, plan.drafts, condition).await {
                 Ok(last) => {
+                    self.refused.lock().take();
                     state.uncertain = false;
                     state.target = last;
                     ours.extend(plan.ids);
@@ -147,22 +159,41 @@ impl Appender {
                         self.check_fence(fence).await?;
                     }
                     (refused, refusals) = (reason, refusals + 1);
+                    if refusals > 1 {
+                        tokio::time::sleep(PAUSE * refusals).await;
+                    }
                 }
-                Err(Refusal::Duplicate(reason)) => (refused, refusals) = (reason, refusals + 1),
+                // It is in the stream, and the next look finds it; or only in the window, which is over soon.
+                Err(Refusal::Duplicate(reason)) => {
+                    refused =
+                        format!("{reason}; an id is refused until the stream's duplicate_window is over");
+                    tokio::time::sleep(WINDOW_PAUSE).await;
+                }
                 Err(Refusal::Rejected(reason)) => {
                     state.uncertain = false;
-                    return Err(AppendError::Unavailable(reason));
+                    return Err(self.refuse(evaluated, reason));
                 }
-                Err(Refusal::Unknown(reason)) => return Err(AppendError::Unavailable(reason)),
+                Err(Refusal::Unknown(reason)) => return Err(self.refuse(evaluated, reason)),
             }
             if Instant::now() >= deadline {
                 break;
             }
-            if refusals > 1 {
-                tokio::time::sleep(PAUSE * refusals).await;
-            }
         }
-        Err(AppendError::Unavailable(format!("the stream refused the batch again and again: {refused}")))
+        let evaluated = *self.mirror.evaluated().borrow();
+        Err(self.refuse(evaluated, format!("the stream refused the batch again and again: {refused}")))
+    }
+
+    fn refuse(&self, evaluated: u64, reason: String) -> AppendError {
+        *self.refused.lock() = Some((evaluated, reason.clone()));
+        AppendError::Unavailable(reason)
+    }
+
+    /// Why the stream takes nothing, as far as the last append shows and nobody's has shown otherwise since.
+    pub(super) fn trouble(&self) -> Option<String> {
+        let refused = self.refused.lock();
+        let (evaluated, reason) = refused.as_ref()?;
+        (*evaluated == *self.mirror.evaluated().borrow())
+            .then(|| format!("the stream takes no events: {reason}"))
     }
 
     /// Refuses appends from now on, and waits for the one that is at work: its answer is worth the wait, and it is

@@ -80,8 +80,8 @@ pub struct StreamSeen {
 /// Who holds a lease.
 #[derive(Debug)]
 pub struct Holder {
-    /// Drawn by the gateway when it took it.
-    pub id: String,
+    /// Where it runs: host, process, and since when. What it drew for itself where it does not say.
+    pub name: String,
     /// Since the last renewal, by the server's clock.
     pub renewed: Duration,
     /// After so long without one somebody else may follow.
@@ -225,10 +225,21 @@ async fn held(
     let Ok(value) = serde_json::from_slice::<Value>(&message.payload) else { return Ok(None) };
     let written = Timestamp::from_nanosecond(message.time.unix_timestamp_nanos()).unwrap_or(now);
     Ok(Some(Holder {
-        id: value["holder"].as_str().unwrap_or_default().to_owned(),
+        name: name(&value),
         renewed: Duration::try_from(now.duration_since(written)).unwrap_or_default(),
         ttl: Duration::from_secs(value["ttl_s"].as_u64().unwrap_or(LEASE_TTL_UNKNOWN_S)),
     }))
+}
+
+/// What a lease says of its holder.
+fn name(lease: &Value) -> String {
+    let text = |key: &str| lease[key].as_str().unwrap_or_default();
+    let name = match lease["pid"].as_u64() {
+        Some(pid) => format!("on {}, process {pid}, up since {}", text("host"), text("started")),
+        None => text("holder").to_owned(),
+    };
+    // Whoever may write to the bucket must not write to the terminal.
+    name.chars().filter(|char| !char.is_control()).collect()
 }
 
 /// What the account's limits leave no room for.
@@ -319,6 +330,15 @@ fn used(account: &Account) -> String {
 mod tests {
     use super::*;
     use crate::bus::jetstream::tests_support::config;
+
+    #[test]
+    fn a_holder_is_named_by_what_its_lease_says() {
+        let lease = serde_json::json!({
+            "holder": "7f", "ttl_s": 8, "host": "gw\u{1b}-1", "pid": 42, "started": "2026-01-02T03:04:05Z"
+        });
+        assert_eq!(name(&lease), "on gw-1, process 42, up since 2026-01-02T03:04:05Z");
+        assert_eq!(name(&serde_json::json!({ "holder": "7f", "ttl_s": 8 })), "7f");
+    }
 
     #[test]
     fn what_an_account_has_no_room_for_is_told() {

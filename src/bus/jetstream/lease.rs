@@ -15,6 +15,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use async_nats::{HeaderMap, jetstream};
 use bytes::Bytes;
+use jiff::Timestamp;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::{sync::watch, time::Instant};
@@ -36,12 +37,23 @@ const MARGIN_PART: u32 = 10;
 const ANNOUNCE_EVERY: Duration = Duration::from_secs(3_600);
 
 /// What the key holds.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize)]
 struct Held {
     /// Drawn by each holder, so that it knows a write of its own whose answer was lost.
     holder: String,
-    /// For people who look at the bucket.
+    /// For people who look at the bucket, as the rest is.
     ttl_s: u64,
+    /// Name of the machine or container.
+    host: String,
+    /// Process there.
+    pid: u32,
+    /// When it opened the bus, by its own clock.
+    started: Timestamp,
+}
+
+/// What this process is called by its machine; empty where it has no name.
+fn host() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
 /// The leases that this process takes.
@@ -51,6 +63,7 @@ pub(super) struct Leases {
     context: jetstream::Context,
     prefix: String,
     chance: Chance,
+    started: Timestamp,
     stopping: CancellationToken,
     /// By the fence that was given out: the announcement that counts now.
     announced: Arc<Mutex<HashMap<u64, Announced>>>,
@@ -68,15 +81,23 @@ impl Leases {
         context: jetstream::Context,
         prefix: &str,
         chance: Chance,
+        started: Timestamp,
         stopping: CancellationToken,
     ) -> Self {
-        Self { buckets, context, prefix: prefix.to_owned(), chance, stopping, announced: Arc::default() }
+        let prefix = prefix.to_owned();
+        Self { buckets, context, prefix, chance, started, stopping, announced: Arc::default() }
     }
 
     /// See [`Bus::lease`](crate::bus::Bus::lease).
     pub(super) async fn lease(&self, name: &str, ttl: Duration) -> Result<Lease, KvError> {
         let closed = || KvError::Unavailable("the bus is closed".to_owned());
-        let held = Held { holder: format!("{:016x}", self.chance.name()), ttl_s: ttl.as_secs() };
+        let held = Held {
+            holder: format!("{:016x}", self.chance.name()),
+            ttl_s: ttl.as_secs(),
+            host: host(),
+            pid: std::process::id(),
+            started: self.started,
+        };
         let value: Bytes = serde_json::to_vec(&held).unwrap_or_default().into();
         let (revision, since) = tokio::select! {
             () = self.stopping.cancelled() => return Err(closed()),
@@ -269,5 +290,9 @@ impl Holding {
 }
 
 fn holder(entry: &Entry) -> Option<String> {
-    serde_json::from_slice::<Held>(&entry.value).ok().map(|held| held.holder)
+    #[derive(Deserialize)]
+    struct Only {
+        holder: String,
+    }
+    serde_json::from_slice::<Only>(&entry.value).ok().map(|held| held.holder)
 }

@@ -204,8 +204,6 @@ pub struct Report {
     pub copying: Duration,
     /// How long it took to read all back.
     pub checking: Duration,
-    /// What is left for an operator to do.
-    pub left: Option<String>,
 }
 
 /// See the head of this file.
@@ -322,8 +320,8 @@ impl Migration {
             self.copy_bucket(*bucket, &entries).await?;
         }
         let incarnation = self.snapshot.log().incarnation();
-        let left = target::finish(&self.config, context, &self.buckets, incarnation, survey).await?;
-        Ok(Report { copied: survey.last_seq.saturating_sub(from), copying, checking, left })
+        target::finish(&self.config, context, &self.buckets, incarnation, survey).await?;
+        Ok(Report { copied: survey.last_seq.saturating_sub(from), copying, checking })
     }
 
     async fn stream(&self) -> Result<Stream, Broken> {

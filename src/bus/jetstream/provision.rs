@@ -29,10 +29,10 @@ pub(super) const MIGRATION: &str = "simcast_migration";
 /// Grows with every change of subjects, bodies or headers that an older gateway could not read.
 const SCHEMA_NOW: &str = "1";
 
-/// How long the server itself knows an id; the gateways know it for as long as the event is kept, and each batch has the
-/// condition that nothing was appended which its gateway does not know. So this is no more than a second net, and kept
-/// short: a server (2.15.1) has been seen to refuse an id that is not in the stream until the window was over.
-pub(super) const DUPLICATE_WINDOW: Duration = Duration::from_secs(5);
+/// How long the server itself refuses an id twice: the least that it permits. The gateways know ids for as long as
+/// events are kept (see [`append`](super::append)), and a server (2.15.1) has been seen to refuse an id that is not in
+/// the stream until the window was over.
+pub(super) const DUPLICATE_WINDOW: Duration = Duration::from_millis(100);
 /// Consumers of the stream: one for each gateway, and those of other programs. From 2.15 on a server has its own
 /// limit of 1,000 where none is given.
 const CONSUMERS_MAX: i32 = 1_000;
@@ -362,7 +362,7 @@ pub(super) fn compare(wanted: &StreamConfig, found: &StreamConfig) -> Vec<Drift>
     let consumers =
         "it can't be changed: each gateway needs one; begin with another stream if that is too few";
     c.check("max_consumers", &wanted.max_consumers, &found.max_consumers, false, consumers);
-    let window = edit(format!("--dupe-window={}s", wanted.duplicate_window.as_secs()));
+    let window = edit(format!("--dupe-window={}ms", wanted.duplicate_window.as_millis()));
     c.check("duplicate_window", &wanted.duplicate_window, &found.duplicate_window, false, window);
     c.drift
 }

@@ -7,6 +7,7 @@ use crate::{
 };
 
 mod counted;
+mod disk;
 mod faults;
 mod foundation;
 mod login;
@@ -65,11 +66,13 @@ async fn older_fence(version: &'static str) {
     let fence = old.fence;
     drop(old);
     let new = two.lease("poller", ttl).await.unwrap();
-    // The first gateway has not noticed yet; the stream refuses it.
-    let refused = one.append(vec![event("b")], Some(fence)).await;
-    assert!(matches!(refused, Err(AppendError::Fenced)), "{refused:?}");
-    let answers = two.append(vec![event("b")], Some(new.fence)).await.unwrap();
-    assert!(matches!(answers[..], [Appended::Stored(_)]), "{answers:?}");
+    // The first gateway has not noticed yet; the stream refuses it, one message and a batch of them.
+    for events in [vec![event("b")], vec![event("c"), event("d")]] {
+        let refused = one.append(events.clone(), Some(fence)).await;
+        assert!(matches!(refused, Err(AppendError::Fenced)), "{refused:?}");
+        let answers = two.append(events, Some(new.fence)).await.unwrap();
+        assert!(answers.iter().all(|answer| matches!(answer, Appended::Stored(_))), "{answers:?}");
+    }
     for bus in [one, two] {
         bus.shutdown().await;
     }

@@ -142,18 +142,18 @@ fn settings(found: &Inspection) -> Vec<Finding> {
 
 fn poller(holder: Option<&Holder>) -> Finding {
     let what = "NATS poller";
-    let Some(Holder { id, renewed, ttl }) = holder else {
+    let Some(Holder { name, renewed, ttl }) = holder else {
         return Finding::ok(what, "no gateway polls; the first that starts will");
     };
     let ago = format!("{:.1} s", renewed.as_secs_f64());
     if renewed > ttl {
         return Finding::warn(
             what,
-            format!("gateway {id} polled, but has not renewed its lease of {} s for {ago}", ttl.as_secs()),
+            format!("gateway {name} polled, but has not renewed its lease of {} s for {ago}", ttl.as_secs()),
             "fine if no gateway runs: the next one takes over; else look at their logs",
         );
     }
-    Finding::ok(what, format!("gateway {id} polls, and renewed its lease of {} s {ago} ago", ttl.as_secs()))
+    Finding::ok(what, format!("gateway {name} polls, and renewed its lease of {} s {ago} ago", ttl.as_secs()))
 }
 
 /// How far the copy of the gateway that has this configuration is, where it runs; else whether its copy can be used.
@@ -217,7 +217,7 @@ mod tests {
     #[test]
     fn a_lease_is_judged_by_its_time_to_live() {
         let holder = |renewed| Holder {
-            id: "7f".to_owned(),
+            name: "7f".to_owned(),
             renewed: Duration::from_secs(renewed),
             ttl: Duration::from_secs(10),
         };

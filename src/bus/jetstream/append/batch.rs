@@ -1,4 +1,8 @@
-//! One atomic batch: up to a thousand messages that the stream takes together or not at all (ADR-50, server 2.12).
+//! One batch: up to a thousand messages that the stream takes together or not at all (ADR-50, server 2.12).
+//!
+//! A batch of one is an ordinary message with the same conditions, which costs the server a write instead of a
+//! directory of its own. Conditions of a fence hold for it too: the server takes one message at a time that has one on
+//! the same subject, and batches go in one after the other.
 //!
 //! async-nats 0.51 can't publish one. It is core messages with three headers, sent in order on one connection: the
 //! server keeps them aside, checks all conditions when the last one is there, and answers that one. A message that is
@@ -65,6 +69,9 @@ struct Answer {
     seq: u64,
     #[serde(default)]
     count: u64,
+    /// Of an ordinary message only: nothing was stored, `seq` is of the message that has the id.
+    #[serde(default)]
+    duplicate: bool,
     #[serde(default)]
     error: Option<Refused>,
 }
@@ -96,13 +103,15 @@ pub(in crate::bus::jetstream) async fn publish(
     let mut answers = client.subscribe(format!("{inbox}.*")).await.map_err(|error| unknown(&error))?;
     for (n, mut draft) in drafts.into_iter().enumerate() {
         let headers = &mut draft.headers;
-        headers.insert(BATCH_ID, id.as_str());
-        headers.insert(BATCH_SEQUENCE, (n + 1).to_string());
+        if count > 1 {
+            headers.insert(BATCH_ID, id.as_str());
+            headers.insert(BATCH_SEQUENCE, (n + 1).to_string());
+        }
         if n == 0 {
             condition.write(headers);
         }
         let is_last = n + 1 == count;
-        if is_last {
+        if is_last && count > 1 {
             headers.insert(BATCH_COMMIT, "1");
         }
         let sent = if n == 0 || is_last {
@@ -140,6 +149,10 @@ pub(in crate::bus::jetstream) async fn publish(
         let answer: Answer = serde_json::from_slice(&message.payload).map_err(|error| unknown(&error))?;
         match answer.error {
             Some(refused) => return Err(refused.into()),
+            None if answer.duplicate => {
+                return Err(Refusal::Duplicate(format!("the id is that of message {}", answer.seq)));
+            }
+            None if count == 1 && answer.seq > 0 => return Ok(answer.seq),
             None if answer.count == count as u64 && answer.seq >= answer.count => return Ok(answer.seq),
             None => {
                 return Err(Refusal::Unknown(format!("{} of {count} messages were stored", answer.count)));

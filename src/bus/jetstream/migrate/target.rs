@@ -1,12 +1,6 @@
 //! The stream that a migration fills: what there is of it, its making, and the step that opens it to gateways.
 
-use std::time::Duration;
-
-use async_nats::jetstream::{
-    self,
-    context::GetStreamErrorKind,
-    stream::{Config as StreamConfig, Info},
-};
+use async_nats::jetstream::{self, context::GetStreamErrorKind, stream::Info};
 use serde::{Deserialize, Serialize};
 
 use super::{MigrateError, Survey};
@@ -30,9 +24,6 @@ pub const KEY: &str = "migration";
 
 /// All buckets of a stream.
 const BUCKETS: [Bucket; 4] = [Bucket::State, Bucket::Endpoints, Bucket::Cursors, Bucket::Lease];
-/// How long a server remembers ids while the stream is filled. The condition on the last sequence keeps repeats out,
-/// and millions of ids that all came within minutes would cost the server gigabytes.
-const WINDOW: Duration = Duration::from_secs(1);
 
 /// What there is of the target.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -179,7 +170,6 @@ pub(super) async fn make(
     let first = log.begins_at();
     let mut wanted = wanted_stream(config, log.incarnation());
     wanted.first_sequence = (first > 1).then_some(first);
-    wanted.duplicate_window = WINDOW;
     wanted.metadata.insert(
         MIGRATION.to_owned(),
         format!("finished once {KEY} in bucket {} says so", Buckets::name(&config.stream, Bucket::State)),
@@ -209,14 +199,14 @@ pub(super) async fn make(
     }
 }
 
-/// Opens the stream to gateways: the last step. Gives what is left to do.
+/// Opens the stream to gateways: the last step.
 pub(super) async fn finish(
     config: &Config,
     context: &jetstream::Context,
     buckets: &Buckets,
     incarnation: u64,
     survey: &Survey,
-) -> Result<Option<String>, MigrateError> {
+) -> Result<(), MigrateError> {
     let stream = config.stream.clone();
     let mismatch = |what: String| MigrateError::Mismatch { what, stream: stream.clone() };
     let missing = || mismatch("it was deleted".to_owned());
@@ -227,28 +217,8 @@ pub(super) async fn finish(
     }
     let done = Finished { incarnation: format!("{incarnation:016x}"), upto: survey.last_seq };
     let done = serde_json::to_vec(&done).unwrap_or_default().into();
-    buckets.put(Bucket::State, KEY, done).await.map_err(|source| {
+    buckets.put(Bucket::State, KEY, done).await.map(drop).map_err(|source| {
         let bucket = Buckets::name(&config.stream, Bucket::State);
         MigrateError::KeyValue { bucket, source }
-    })?;
-    Ok(widen_window(config, context, info.config).await)
-}
-
-/// Sets the window as a gateway would have made it. Gateways need no permission for that, so it may fail, and is of
-/// little weight: they tell what differs and what to run.
-async fn widen_window(
-    config: &Config,
-    context: &jetstream::Context,
-    mut found: StreamConfig,
-) -> Option<String> {
-    found.duplicate_window = wanted_stream(config, 0).duplicate_window;
-    // What the server itself adds is not ours to send.
-    found.metadata.retain(|name, _| !name.starts_with("_nats."));
-    let seconds = found.duplicate_window.as_secs();
-    let stream = found.name.clone();
-    context.update_stream(found).await.err().map(|error| {
-        format!(
-            "duplicate_window of stream {stream} could not be set ({error}); run with a user who may: nats stream edit {stream} --dupe-window={seconds}s"
-        )
     })
 }

@@ -11,7 +11,7 @@ use super::{
 use crate::guarantees::Table;
 
 /// The faults, in the order of the table.
-const FAULTS: [&str; 9] = [
+const FAULTS: [&str; 10] = [
     "server stopped and started",
     "server killed (-9) and started",
     "connection cut",
@@ -21,12 +21,16 @@ const FAULTS: [&str; 9] = [
     "leader killed, three servers",
     "stream deleted",
     "store wiped",
+    DISK_FULL,
 ];
+const DISK_FULL: &str = "disk of the server full, then room and a restart of it";
 /// Longest that nothing may be appended, whatever the fault. A lease that was lost with the answers to its renewals must
 /// run out before it can be taken again.
 const STALL_MAX: Duration = Duration::from_secs(30);
 const LEASE_TTL: Duration = Duration::from_secs(10);
 const EVENTS_OF_A_BATCH: usize = 5;
+/// Of the server whose disk is filled; it lends three quarters of what it finds.
+const DISK_MIB: u32 = 64;
 
 /// What became of a run.
 #[derive(Default)]
@@ -298,4 +302,49 @@ async fn a_store_that_is_wiped() {
         2
     })
     .await;
+}
+
+/// This version of the server gives up a stream that it can't write until it is started again: the gateway needs no
+/// restart. Each time another gateway, which only reads, shows all there is while nothing can be appended, and goes on
+/// with the stream afterwards.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_is_full() {
+    let options = server::Options { disk_mib: Some(DISK_MIB), ..server::Options::new(NEWEST) };
+    let mut server = Server::start_with(options).await;
+    let config = Config { retention_bytes: 32 << 20, ..config(&server, "S") };
+    let reader = insist_open(&config).await;
+    let reading = Arc::clone(&reader);
+    under(DISK_FULL, config, async || {
+        for _ in 0..3 {
+            server.disk().fill(256 << 10);
+            wait("the disk to be full", async || !server.is_healthy().await).await;
+            let refused = reading.append(batch("refused", 1), None).await.unwrap_err();
+            assert!(matches!(refused, AppendError::Unavailable(_)), "{refused}");
+            let shown = ids(&reading);
+            pause().await;
+            assert_eq!(ids(&reading), shown, "nothing is added, and nothing taken away");
+            server.disk().free();
+            pause().await;
+            assert!(!server.is_healthy().await, "docs/GUARANTEES.md says that it must be started again");
+            server.stop().await;
+            server.restart().await;
+            wait("what follows", async || ids(&reading).len() > shown.len()).await;
+            assert!(
+                shown.iter().all(|(seq, id)| ids(&reading).get(seq) == Some(id)),
+                "the past is another one"
+            );
+        }
+        3
+    })
+    .await;
+    reader.shutdown().await;
+}
+
+/// Until something holds; half a minute at most.
+async fn wait(what: &str, holds: impl AsyncFn() -> bool) {
+    let began = std::time::Instant::now();
+    while !holds().await {
+        assert!(began.elapsed() < STALL_MAX, "waited for {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }

@@ -11,6 +11,9 @@ use crate::{
     log::{CursorState, Direction, ReadRequest},
 };
 
+/// A stream may have been made with another window than gateways make it with.
+const LONG_WINDOW: Duration = Duration::from_secs(4);
+
 /// Appends until it succeeds; at most a minute.
 async fn insist(bus: &Arc<JetStream>, batch: Vec<NewEvent>) -> Vec<Appended> {
     let until = tokio::time::Instant::now() + Duration::from_secs(60);
@@ -204,6 +207,40 @@ async fn beyond_the_window(version: &'static str) {
 }
 
 on_both!(ids_are_known_longer_than_the_servers_window, beyond_the_window);
+
+/// The server knows ids that no event of the stream has: by a message that is none, by one that was removed.
+async fn phantoms(version: &'static str) {
+    let server = Server::start(version).await;
+    let context = server.context().await;
+    for (stream, window) in
+        [("S", Config::new(vec![], Chance::seeded(1)).duplicate_window), ("T", LONG_WINDOW)]
+    {
+        let bus = open(Config { duplicate_window: window, ..config(&server, stream) }).await;
+        let control = format!("{}.ctl.other", stream.to_lowercase());
+        for (n, size) in [1, 3].into_iter().enumerate() {
+            let name = format!("e{n}-");
+            let mut headers = async_nats::HeaderMap::new();
+            headers.insert("Nats-Msg-Id", format!("{name}0"));
+            let sent = context.publish_with_headers(control.clone(), headers, "".into()).await.unwrap();
+            sent.await.unwrap();
+            context.get_stream(stream).await.unwrap().purge().filter(&control).await.unwrap();
+            let began = std::time::Instant::now();
+            let answers =
+                bus.append(batch(&name, size), None).await.expect("waited until the window was over");
+            assert!(answers.iter().all(|answer| matches!(answer, Appended::Stored(_))), "{answers:?}");
+            assert!(began.elapsed() < 3 * window, "{:?}", began.elapsed());
+            assert!(window < LONG_WINDOW || began.elapsed() > window / 2, "nothing was refused");
+        }
+        let found = context.get_stream(stream).await.unwrap();
+        for (seq, id) in ids(&bus) {
+            let message = found.get_raw_message(seq).await.unwrap();
+            assert_eq!(message.headers.get("Nats-Msg-Id").unwrap().as_str(), id, "as other readers have it");
+        }
+        bus.shutdown().await;
+    }
+}
+
+on_both!(an_id_that_only_the_server_remembers_is_stored_once_it_forgets, phantoms);
 
 async fn consumer_deleted(version: &'static str) {
     let server = Server::start(version).await;
