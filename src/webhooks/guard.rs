@@ -13,7 +13,7 @@ use std::{
     fmt,
     future::Future,
     io,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     pin::Pin,
     sync::{Arc, LazyLock},
     time::Duration,
@@ -30,7 +30,7 @@ const LOOKUP_MAX: Duration = Duration::from_secs(5);
 const ADDRESSES_MAX: usize = 16;
 
 /// Networks that no receiver may be in.
-const DENIED: [&str; 35] = [
+const DENIED: [&str; 37] = [
     // "This network", private use, shared address space, loopback, link-local with the metadata services of clouds.
     "0.0.0.0/8",
     "10.0.0.0/8",
@@ -66,12 +66,15 @@ const DENIED: [&str; 35] = [
     "2620:4f:8000::/48",
     "3fff::/20",
     "5f00::/16",
-    // Unique local, link-local, site-local, multicast, and what is not assigned at all.
+    // Unique local, link-local, site-local, multicast.
     "fc00::/7",
     "fe80::/10",
     "fec0::/10",
     "ff00::/8",
+    // All that is not 2000::/3: nothing there is public, and overlay networks use it (Yggdrasil has 200::/7).
+    "::/3",
     "4000::/2",
+    "8000::/1",
 ];
 
 static DENIED_NETWORKS: LazyLock<Vec<IpNet>> =
@@ -240,7 +243,8 @@ impl Guard {
                 }
                 // RFC 6761: these never leave the machine, whatever a resolver says.
                 let is_local = name == "localhost" || name.ends_with(".localhost");
-                is_local && !self.allows(IpAddr::from([127, 0, 0, 1]))
+                let loopback = [IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)];
+                is_local && !loopback.into_iter().any(|address| self.allows(address))
             }
         };
         if is_inside {

@@ -7,6 +7,9 @@
 //!
 //! A request that fails on a pooled connection without any answer is sent once more on a new one: a receiver that
 //! closes an idle connection at that moment is no fault. It may thus see a request twice, as after any failure.
+//!
+//! A connection on which an answer did not come in time carries no further request. Of HTTP/1.1 that is so anyhow; an
+//! HTTP/2 connection whose other end has vanished would otherwise stay in the pool and swallow each one that follows.
 
 mod connector;
 
@@ -27,7 +30,10 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, header
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper_util::{
-    client::legacy::{Client, Error},
+    client::legacy::{
+        Client, Error,
+        connect::{CaptureConnection, capture_connection},
+    },
     rt::{TokioExecutor, TokioTimer},
 };
 use jiff::Timestamp;
@@ -325,7 +331,6 @@ impl Outbound {
         timeout: Duration,
     ) -> Exchange {
         let started = Instant::now();
-        let deadline = started + timeout;
         #[cfg(test)]
         if let Some(Script(script)) = &self.0.script {
             tokio::time::sleep(Duration::from_millis(1)).await;
@@ -339,6 +344,7 @@ impl Outbound {
             let timings = Timings { total: started.elapsed(), ..Timings::default() };
             return Exchange { result: Ok(answer), remote: None, timings };
         }
+        let deadline = started + timeout;
         let mut again = true;
         loop {
             let pool = self.pool();
@@ -346,25 +352,59 @@ impl Outbound {
             *request.method_mut() = Method::POST;
             *request.uri_mut() = url.uri().clone();
             *request.headers_mut() = headers.clone();
+            let connection = capture_connection(&mut request);
             let answered = match timeout_at(deadline, pool.request(request)).await {
                 Ok(answered) => answered,
-                Err(_) => {
-                    let message = format!("no answer within {} ms", timeout.as_millis());
-                    return failed(Failure { kind: FailureKind::HeaderTimeout, message }, None, started);
-                }
+                Err(_) => return silent(&connection, timeout, started),
             };
             match answered {
                 Ok(response) => return read(response, started, deadline + BODY_GRACE).await,
                 Err(error) => {
-                    let made = made_of(&error);
-                    let was_pooled =
-                        made.as_ref().is_some_and(|made| made.used.swap(true, Ordering::Relaxed));
-                    if was_pooled && std::mem::take(&mut again) {
+                    let made = Use::of(made_of(&connection));
+                    if made.as_ref().is_some_and(|made| !made.is_new) && std::mem::take(&mut again) {
                         continue;
                     }
-                    return failed(classify(&error), made.map(|made| made.remote), started);
+                    return failed(classify(&error), made, started);
                 }
             }
+        }
+    }
+}
+
+/// Nothing has come in time: the connection, or the answer on it.
+fn silent(connection: &CaptureConnection, timeout: Duration, started: Instant) -> Exchange {
+    let within = timeout.as_millis();
+    let Some(made) = Use::of(made_of(connection)) else {
+        let message = format!("no connection within {within} ms");
+        return failed(Failure { kind: FailureKind::ConnectTimeout, message }, None, started);
+    };
+    if let Some(connected) = connection.connection_metadata().as_ref() {
+        connected.poison();
+    }
+    let message = format!("no answer within {within} ms");
+    failed(Failure { kind: FailureKind::HeaderTimeout, message }, Some(made), started)
+}
+
+/// A connection, as one request has it.
+struct Use {
+    made: Made,
+    /// Made for this request, or at least used by none before it.
+    is_new: bool,
+}
+
+impl Use {
+    fn of(made: Option<Made>) -> Option<Self> {
+        made.map(|made| Self { is_new: !made.used.swap(true, Ordering::Relaxed), made })
+    }
+
+    fn timings(made: Option<&Self>, first_byte: Option<Duration>, started: Instant) -> Timings {
+        let new = made.filter(|made| made.is_new).map(|made| &made.made);
+        Timings {
+            dns: new.map(|made| made.dns),
+            connect: new.map(|made| made.connect),
+            tls: new.and_then(|made| made.tls),
+            first_byte,
+            total: started.elapsed(),
         }
     }
 }
@@ -383,9 +423,8 @@ fn build(config: &Config, connector: &Connector) -> Pool {
 /// Reads what is wanted of an answer.
 async fn read(response: Response<Incoming>, started: Instant, deadline: Instant) -> Exchange {
     let first_byte = started.elapsed();
-    let (head, mut incoming) = response.into_parts();
-    let made = head.extensions.get::<Made>();
-    let is_new = made.is_some_and(|made| !made.used.swap(true, Ordering::Relaxed));
+    let (mut head, mut incoming) = response.into_parts();
+    let made = Use::of(head.extensions.remove());
     let mut body = BytesMut::new();
     let (mut seen, mut truncated) = (0, false);
     loop {
@@ -408,7 +447,6 @@ async fn read(response: Response<Incoming>, started: Instant, deadline: Instant)
             }
         }
     }
-    let new = made.filter(|_| is_new);
     Exchange {
         result: Ok(Answer {
             status: head.status.as_u16(),
@@ -417,14 +455,8 @@ async fn read(response: Response<Incoming>, started: Instant, deadline: Instant)
             body: body.freeze(),
             truncated,
         }),
-        remote: made.map(|made| made.remote),
-        timings: Timings {
-            dns: new.map(|made| made.dns),
-            connect: new.map(|made| made.connect),
-            tls: new.and_then(|made| made.tls),
-            first_byte: Some(first_byte),
-            total: started.elapsed(),
-        },
+        remote: made.as_ref().map(|made| made.made.remote),
+        timings: Use::timings(made.as_ref(), Some(first_byte), started),
     }
 }
 
@@ -447,14 +479,17 @@ fn control(value: &HeaderValue) -> Option<Control> {
     }
 }
 
-fn failed(failure: Failure, remote: Option<SocketAddr>, started: Instant) -> Exchange {
-    let timings = Timings { total: started.elapsed(), ..Timings::default() };
-    Exchange { result: Err(failure), remote, timings }
+fn failed(failure: Failure, made: Option<Use>, started: Instant) -> Exchange {
+    Exchange {
+        result: Err(failure),
+        remote: made.as_ref().map(|made| made.made.remote),
+        timings: Use::timings(made.as_ref(), None, started),
+    }
 }
 
-fn made_of(error: &Error) -> Option<Made> {
+fn made_of(connection: &CaptureConnection) -> Option<Made> {
     let mut extensions = http::Extensions::new();
-    error.connect_info()?.get_extras(&mut extensions);
+    connection.connection_metadata().as_ref()?.get_extras(&mut extensions);
     extensions.remove()
 }
 

@@ -4,9 +4,10 @@
 //! endpoint can't be put under another.
 
 use std::{
-    io::{self, Write},
+    fs::{self, File, OpenOptions},
+    io::{self, Read, Write},
     os::unix::fs::OpenOptionsExt,
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
@@ -16,6 +17,8 @@ use ring::{
 };
 
 const KEY_BYTES: usize = 32;
+/// Of a key file; a key and white space need less.
+const FILE_BYTES_MAX: u64 = 4_096;
 /// Begins what is sealed, so that another way can be told later.
 const VERSION: &str = "c1.";
 
@@ -38,8 +41,13 @@ pub enum SealerError {
     )]
     Key,
     /// The file.
-    #[error("the key for secrets: {0}")]
-    File(#[from] io::Error),
+    #[error("the key for secrets in {}: {why}", path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// The system's reason.
+        why: io::Error,
+    },
     /// Another key, or damage.
     #[error("it was encrypted with another key, or is damaged; start with the key of before")]
     Opened,
@@ -69,7 +77,12 @@ impl Sealer {
     /// # Errors
     /// [`SealerError`].
     pub fn from_file(path: &Path) -> Result<Self, SealerError> {
-        Self::parse(&std::fs::read_to_string(path)?)
+        let read = || {
+            let mut text = String::new();
+            File::open(path)?.take(FILE_BYTES_MAX).read_to_string(&mut text)?;
+            Ok(text)
+        };
+        Self::parse(&read().map_err(|why| SealerError::File { path: path.to_owned(), why })?)
     }
 
     /// Reads the key in a file, which is made with a new one where there is none. Only its owner may read it.
@@ -78,20 +91,15 @@ impl Sealer {
     /// [`SealerError`].
     pub fn from_file_or_new(path: &Path) -> Result<Self, SealerError> {
         match Self::from_file(path) {
-            Err(SealerError::File(error)) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(SealerError::File { why, .. }) if why.kind() == io::ErrorKind::NotFound => {}
             done => return done,
         }
         let mut bytes = [0; KEY_BYTES];
         SystemRandom::new().fill(&mut bytes).map_err(|_| SealerError::Sealed)?;
-        let text = STANDARD.encode(bytes);
-        let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-        file.write_all(text.as_bytes())?;
-        // What is sealed with it must not outlive it.
-        file.sync_all()?;
-        if let Some(parent) = path.parent() {
-            std::fs::File::open(parent)?.sync_all()?;
-        }
-        Self::parse(&text)
+        place(path, &STANDARD.encode(bytes))
+            .map_err(|why| SealerError::File { path: path.to_owned(), why })?;
+        // Another process may have been first; its key is the one then.
+        Self::from_file(path)
     }
 
     /// Encrypts; `context` must be given again to open.
@@ -124,6 +132,34 @@ impl Sealer {
     }
 }
 
+/// Puts a file where none is, whole or not at all: a key that was cut by a crash would lock everything up, and one that
+/// replaces another would too.
+fn place(path: &Path, text: &str) -> io::Result<()> {
+    let write = |options: &mut OpenOptions, path: &Path| {
+        let mut file = options.write(true).mode(0o600).open(path)?;
+        file.write_all(text.as_bytes())?;
+        // What is sealed with it must not outlive it.
+        file.sync_all()
+    };
+    let directory = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(format!(".new{}", std::process::id()));
+    let beside = PathBuf::from(beside);
+    write(OpenOptions::new().create(true).truncate(true), &beside)?;
+    let linked = fs::hard_link(&beside, path);
+    fs::remove_file(&beside)?;
+    match linked {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        // Not every file system has links.
+        Err(_) => write(OpenOptions::new().create_new(true), path)?,
+    }
+    File::open(directory)?.sync_all()
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
@@ -153,8 +189,18 @@ mod tests {
         let path = dir.path().join("key");
         let sealed = Sealer::from_file_or_new(&path).unwrap().seal(b"x", b"").unwrap();
         assert_eq!(Sealer::from_file_or_new(&path).unwrap().open(&sealed, b"").unwrap(), b"x");
-        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        std::fs::write(&path, "short").unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is left beside it");
+        place(&path, "another").unwrap();
+        assert_eq!(
+            Sealer::from_file(&path).unwrap().open(&sealed, b"").unwrap(),
+            b"x",
+            "the first one stays"
+        );
+        fs::write(&path, "short").unwrap();
         assert!(matches!(Sealer::from_file_or_new(&path), Err(SealerError::Key)), "never replaced");
+        let nowhere = dir.path().join("none/key");
+        let error = Sealer::from_file_or_new(&nowhere).unwrap_err().to_string();
+        assert!(error.contains("none/key"), "{error}");
     }
 }

@@ -10,6 +10,7 @@ use ring::{
     hmac,
     rand::{SecureRandom, SystemRandom},
 };
+use zeroize::Zeroizing;
 
 /// Begins the text of a secret.
 pub const PREFIX: &str = "whsec_";
@@ -17,10 +18,10 @@ pub const PREFIX: &str = "whsec_";
 const BYTES: std::ops::RangeInclusive<usize> = 24..=64;
 const NEW_BYTES: usize = 32;
 
-/// A secret, ready to sign.
+/// A secret, ready to sign. Its bytes are overwritten when it goes; ring does not do so with the key it made of them.
 #[derive(Clone)]
 pub struct Secret {
-    bytes: Vec<u8>,
+    bytes: Zeroizing<Vec<u8>>,
     key: hmac::Key,
 }
 
@@ -48,7 +49,7 @@ pub enum SecretError {
 impl Secret {
     fn new(bytes: Vec<u8>) -> Self {
         let key = hmac::Key::new(hmac::HMAC_SHA256, &bytes);
-        Self { bytes, key }
+        Self { bytes: Zeroizing::new(bytes), key }
     }
 
     /// Reads `whsec_` and base64; the prefix may be missing, as the official libraries have it.
@@ -77,7 +78,7 @@ impl Secret {
 
     /// Its text, to be shown once.
     pub fn reveal(&self) -> String {
-        format!("{PREFIX}{}", STANDARD.encode(&self.bytes))
+        format!("{PREFIX}{}", STANDARD.encode(&*self.bytes))
     }
 
     fn signature(&self, id: &str, timestamp: &str, body: &[u8]) -> hmac::Tag {

@@ -35,6 +35,10 @@ pub(crate) enum Act {
     Garbage,
     /// A body that says gzip and would be a gigabyte.
     GzipBomb,
+    /// The head and half of the body.
+    ResetInBody,
+    /// Headers without end.
+    EndlessHead,
     /// It is a proxy, for those with this login.
     Tunnel {
         login: &'static str,
@@ -92,18 +96,7 @@ impl Receiver {
         names: &[&str],
         script: impl Fn(usize) -> Act + Send + Sync + 'static,
     ) -> (CertificateDer<'static>, Self) {
-        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
-        let made = rcgen::generate_simple_self_signed(names).unwrap();
-        let certificate = made.cert.der().clone();
-        let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
-        let config =
-            rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-                .with_safe_default_protocol_versions()
-                .unwrap()
-                .with_no_client_auth()
-                .with_single_cert(vec![certificate.clone()], key)
-                .unwrap();
-        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+        let (certificate, acceptor) = acceptor(names, &[]);
         (certificate, Self::listen(Arc::new(script), None, Some(acceptor)).await)
     }
 
@@ -151,6 +144,26 @@ impl Receiver {
     pub(crate) fn connections(&self) -> usize {
         self.connections.load(Ordering::Relaxed)
     }
+}
+
+/// TLS with a certificate of its own making, and that certificate.
+pub(crate) fn acceptor(
+    names: &[&str],
+    alpn: &[&[u8]],
+) -> (CertificateDer<'static>, tokio_rustls::TlsAcceptor) {
+    let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+    let made = rcgen::generate_simple_self_signed(names).unwrap();
+    let certificate = made.cert.der().clone();
+    let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+    let mut config =
+        rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate.clone()], key)
+            .unwrap();
+    config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+    (certificate, tokio_rustls::TlsAcceptor::from(Arc::new(config)))
 }
 
 trait Wire: AsyncRead + AsyncWrite + Unpin + Send {}
@@ -215,6 +228,17 @@ impl Act {
                 Self::ResetInHead => {
                     stream.write_all(b"HTTP/1.1 200").await.ok()?;
                     None
+                }
+                Self::ResetInBody => {
+                    let head = "HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\nhalf";
+                    stream.write_all(head.as_bytes()).await.ok()?;
+                    None
+                }
+                Self::EndlessHead => {
+                    stream.write_all(b"HTTP/1.1 200 OK\r\n").await.ok()?;
+                    loop {
+                        stream.write_all(b"x-padding: 0123456789\r\n").await.ok()?;
+                    }
                 }
                 Self::Garbage => {
                     stream.write_all(b"SSH-2.0-OpenSSH_9.2\r\n\r\n").await.ok()?;

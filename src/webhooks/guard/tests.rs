@@ -32,6 +32,8 @@ http://[2002:c0a8:1::1]/ http://[2002::1]/ http://[2001::1]/ http://[2001:0:7f00
 http://[2001:20::1]/ http://[2001:db8::1]/ http://[3fff::1]/ http://[5f00::1]/ http://[100::1]/ http://[100:0:0:1::1]/
 http://[fc00::1]/ http://[fd00::1]/ http://[fd00:ec2::254]/ http://[fdff:ffff::1]/ http://[fe80::1]/ http://[fe80::a9fe:a9fe]/
 http://[febf::1]/ http://[fec0::1]/ http://[feff::1]/ http://[ff02::1]/ http://[ff00::]/ http://[4000::1]/ http://[7fff::1]/
+http://[200::1]/ http://[3ff:ffff::1]/ http://[400::1]/ http://[1fff::1]/ http://[8000::1]/ http://[a000::1]/ http://[c000::1]/
+http://[e000::1]/ http://[f000::1]/ http://[fbff::1]/ http://[fe00::1]/
 http://[2620:4f:8000::1]/ http://[fe80::1%25eth0]/ http://[fe80::1%eth0]/ http://[::1%251]/
 http://user@example.com/ http://user:pass@example.com/ http://:pass@example.com/ http://example.com@127.0.0.1/
 http://127.0.0.1@example.com/ http://127.0.0.1:80@example.com/ http://127.0.0.1%2523@example.com/ http://a:b@c@example.com/
@@ -107,6 +109,11 @@ fn exceptions_open_what_they_name_and_no_more() {
     ] {
         assert!(guard.check(text).is_ok(), "{text}");
     }
+    let other_loopback = GuardConfig { allowed_networks: vec!["::1/128".parse().unwrap()] };
+    assert!(
+        Guard::new(other_loopback).check("http://localhost:8080/").is_ok(),
+        "it may lead to the allowed one"
+    );
     for text in ["http://10.0.0.1/", "http://[::1]/", "http://[fd00:2::7]/", "http://127.0.0.1:22/"] {
         assert!(guard.check(text).is_err(), "{text}");
     }

@@ -16,7 +16,7 @@ use hyper_util::{
     client::legacy::connect::{Connected, Connection},
     rt::TokioIo,
 };
-use rustls::{ClientConfig, pki_types::ServerName};
+use rustls::{ClientConfig, crypto::CryptoProvider, pki_types::ServerName};
 use rustls_platform_verifier::Verifier;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -48,7 +48,8 @@ fn error(kind: FailureKind, message: impl ToString) -> ConnectError {
 pub struct Connector {
     guard: Guard,
     proxy: Option<Proxy>,
-    tls: TlsConnector,
+    /// Or why there is none.
+    tls: Result<TlsConnector, rustls::Error>,
     timeout: Duration,
 }
 
@@ -59,25 +60,46 @@ impl std::fmt::Debug for Connector {
 }
 
 impl Connector {
+    /// A machine without certificate authorities, such as a bare image, can still reach receivers without TLS; those
+    /// with it fail, and say why.
     pub(super) fn new(config: &Config) -> Result<Self, rustls::Error> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let verifier = Verifier::new_with_extra_roots(config.extra_roots.iter().cloned(), provider.clone())?;
-        let mut tls = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()?
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(verifier))
-            .with_no_client_auth();
-        tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        let verifier = Verifier::new_with_extra_roots(config.extra_roots.iter().cloned(), provider.clone());
+        if let Err(error) = &verifier {
+            tracing::warn!(%error, "webhooks can't be sent over https: install CA certificates, or set webhooks.ca_file");
+        }
+        Self::with_verifier(config, provider, verifier)
+    }
+
+    pub(super) fn with_verifier(
+        config: &Config,
+        provider: Arc<CryptoProvider>,
+        verifier: Result<Verifier, rustls::Error>,
+    ) -> Result<Self, rustls::Error> {
+        let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+        let tls = verifier.map(|verifier| {
+            let mut tls = builder
+                .dangerous()
+                .with_custom_certificate_verifier(Arc::new(verifier))
+                .with_no_client_auth();
+            tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+            TlsConnector::from(Arc::new(tls))
+        });
         Ok(Self {
             guard: config.guard.clone(),
             proxy: config.proxy.clone(),
-            tls: TlsConnector::from(Arc::new(tls)),
+            tls,
             timeout: config.connect_timeout,
         })
     }
 
     async fn connect(self, uri: Uri) -> Result<Stream, ConnectError> {
         let started = Instant::now();
+        let is_tls = uri.scheme() == Some(&http::uri::Scheme::HTTPS);
+        if let (true, Err(bad)) = (is_tls, &self.tls) {
+            let why = format!("{bad}; set webhooks.ca_file, or install the system's CA certificates");
+            return Err(error(FailureKind::Tls, why));
+        }
         let connected = match &self.proxy {
             None => self.direct(&uri).await?,
             Some(proxy) => {
@@ -90,14 +112,14 @@ impl Connector {
         // Small requests one after the other: Nagle would hold each back for the answer to the one before.
         let _ = tcp.set_nodelay(true);
         let mut made = Made { remote, dns, connect, tls: None, used: Arc::new(AtomicBool::new(false)) };
-        if uri.scheme() != Some(&http::uri::Scheme::HTTPS) {
+        let Some(tls) = self.tls.as_ref().ok().filter(|_| is_tls) else {
             return Ok(Stream { io: Io::Plain(TokioIo::new(tcp)), made });
-        }
+        };
         let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
         let name = ServerName::try_from(host.to_owned()).map_err(|bad| error(FailureKind::Tls, bad))?;
         let begun = Instant::now();
         let left = self.timeout.saturating_sub(started.elapsed());
-        let handshake = timeout(left, self.tls.connect(name, tcp)).await;
+        let handshake = timeout(left, tls.connect(name, tcp)).await;
         let handshake =
             handshake.map_err(|_| error(FailureKind::ConnectTimeout, "the TLS handshake took too long"))?;
         let tls = handshake.map_err(|bad| error(FailureKind::Tls, bad))?;
@@ -144,7 +166,9 @@ impl Connector {
         Err(last)
     }
 
-    /// A tunnel. Whatever goes wrong with it is the proxy's fault but what it says of the receiver.
+    /// A tunnel, for http as well: an answer is then the receiver's or the proxy's, never in doubt. Whatever goes wrong
+    /// with it is the proxy's fault but what it says of the receiver: 403 it may not be reached, 502, 503 and 504 it
+    /// can't be.
     async fn through(&self, proxy: &Proxy, uri: &Uri) -> Result<Connecting, ConnectError> {
         let started = Instant::now();
         let fault =
@@ -173,7 +197,14 @@ impl Connector {
         let status =
             std::str::from_utf8(&answer).ok().and_then(|text| text.split(' ').nth(1)).unwrap_or("nothing");
         if !status.starts_with('2') {
-            return Err(fault(&format!("it answered {status} to CONNECT")));
+            // What it says of the receiver must count against the receiver, or one that is gone would never be given up.
+            let kind = match status {
+                "403" => FailureKind::Refused,
+                "502" | "503" => FailureKind::Connect,
+                "504" => FailureKind::ConnectTimeout,
+                _ => FailureKind::Proxy,
+            };
+            return Err(error(kind, format!("the egress proxy: it answered {status} to CONNECT")));
         }
         Ok(Connecting { tcp, remote, dns: Duration::ZERO, connect: started.elapsed() })
     }
