@@ -50,6 +50,7 @@ async fn the_way_of_an_event_is_told_with_all_that_belongs_to_it() {
         "flags": ["late", "partial"],
         "related": [{"id": "evt_abc123~details", "cursor": cursor(5), "appended_at": at(405).to_string(),
             "flags": ["late", "enriched"]}],
+        "webhooks": [],
     });
     assert_eq!(trace, expected);
     let conflict = get(&router, "/v1/events/evt_abc123~0123abcd/trace").await.json();
