@@ -5,8 +5,8 @@
 //! measured in the same run.
 //!
 //! `cargo bench --bench webhooks`, some three minutes; wrk must be there (Debian: wrk). Settings, with their defaults:
-//! `SIMCAST_BENCH_PARTS` (speed,latency,isolation), `SIMCAST_BENCH_SECONDS` (8, each measurement),
-//! `SIMCAST_BENCH_PAIRS` (5, of the isolation part).
+//! `SIMCAST_BENCH_PARTS` (speed,latency,isolation,backlog), `SIMCAST_BENCH_SECONDS` (8, each measurement),
+//! `SIMCAST_BENCH_PAIRS` (5, of the isolation part), `SIMCAST_BENCH_EVENTS` (1000000, of the backlog part).
 
 #[path = "../shared/event.rs"]
 mod event;
@@ -40,7 +40,8 @@ fn setting(name: &str, default: u64) -> Outcome<u64> {
 }
 
 async fn measure() -> Outcome<()> {
-    let parts = std::env::var("SIMCAST_BENCH_PARTS").unwrap_or_else(|_| "speed,latency,isolation".to_owned());
+    let parts =
+        std::env::var("SIMCAST_BENCH_PARTS").unwrap_or_else(|_| "speed,latency,isolation,backlog".to_owned());
     let seconds = setting("SIMCAST_BENCH_SECONDS", 8)?;
     for part in parts.split(',') {
         println!("\n{part}; load average {}", std::fs::read_to_string("/proc/loadavg")?.trim());
@@ -48,6 +49,7 @@ async fn measure() -> Outcome<()> {
             "speed" => speed(seconds).await?,
             "latency" => latency(seconds).await?,
             "isolation" => isolation(seconds, setting("SIMCAST_BENCH_PAIRS", 5)?).await?,
+            "backlog" => backlog(setting("SIMCAST_BENCH_EVENTS", 1_000_000)?).await?,
             other => return Err(format!("there is no part {other}").into()),
         }
     }
@@ -141,4 +143,31 @@ async fn isolation(seconds: u64, pairs: u64) -> Outcome<()> {
     let (by, of) = moved[moved.len() / 2];
     println!("median: moved by {by:.2} ms of {of:.2} ms; allowed {:.2}", (of * 0.1).max(2.0));
     Ok(())
+}
+
+/// A backlog that one endpoint gets in the order of each SIM, with the memory that it takes.
+async fn backlog(events: u64) -> Outcome<()> {
+    let (receiver, stage) = (Child::start()?, Stage::new()?);
+    stage.append(0, events).await?;
+    stage.webhook(&receiver.url("/ordered"), "per_sim", None).await?;
+    let before = stage::resident_mib()?;
+    let (started, serving) = (Instant::now(), stage.serve());
+    let (mut arrived, mut most) = (0, 0.0_f64);
+    while arrived < events {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        arrived += receiver.take().await?.count;
+        most = most.max(stage::resident_mib()?);
+        if started.elapsed() > Duration::from_secs(600) {
+            return Err(format!("{arrived} of {events} arrived").into());
+        }
+    }
+    let seconds = started.elapsed().as_secs_f64();
+    serving.stop().await;
+    let disordered = receiver.disordered().await?;
+    println!(
+        "{events} events in {seconds:.0} s, {:.0} a second; {disordered} out of the order of their SIM; resident MiB \
+         before {before:.0}, at most {most:.0}",
+        events as f64 / seconds
+    );
+    if disordered > 0 { Err("the order was not kept".into()) } else { Ok(()) }
 }

@@ -176,3 +176,10 @@ pub fn cpu_seconds() -> Outcome<f64> {
     // Linux counts in hundredths of a second for user space.
     Ok(ticks / 100.0)
 }
+
+/// Memory of this process that is resident and not of mapped files.
+pub fn resident_mib() -> Outcome<f64> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).ok_or("no RssAnon")?;
+    Ok(line.trim().trim_end_matches(" kB").parse::<f64>()? / 1024.0)
+}

@@ -63,6 +63,11 @@ enum Action {
     Replays(One),
     /// Cancel a replay
     CancelReplay(CancelReplay),
+    /// Forget what the gateway wrote down of attempts to deliver a SIM's events
+    Erase {
+        /// The SIM
+        iccid: String,
+    },
 }
 
 #[derive(Debug, Clone, clap::Args)]
@@ -349,6 +354,10 @@ async fn ask(client: &Client, action: &Action) -> Result<Value, Failure> {
             post(client, &[&replay.id, "replay"], body).await
         }
         Action::Replays(One { id }) => get(client, &[id, "replays"]).await,
+        Action::Erase { iccid } => {
+            body.insert("iccid".into(), json!(iccid));
+            post(client, &["erase"], body).await
+        }
         Action::CancelReplay(CancelReplay { id, replay }) => {
             client.ask(Method::DELETE, &[id, "replays", replay], &[], None).await
         }
@@ -485,6 +494,7 @@ mod tests {
             (vec!["replay", &*id, "--failed", "--dry-run"], r#""count": 0"#),
             (vec!["replays", &*id], "REPLAY_ID"),
             (vec!["get", &*id], "for the night"),
+            (vec!["erase", "8947000000000000001"], r#""attempts_removed": 0"#),
             (vec!["delete", &*id], r#""deleted": true"#),
         ] {
             let said = say(&server, &words).await.unwrap();

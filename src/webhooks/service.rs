@@ -27,7 +27,7 @@ use super::{
 use crate::{
     auth::Principal,
     bus::KvError,
-    event::{Cursor, Filter, FilterLimits, OnExpired, Predicate, Start, json as event_json},
+    event::{Cursor, Filter, FilterLimits, Iccid, OnExpired, Predicate, Start, json as event_json},
 };
 
 /// Times that a change is made anew because somebody else was faster.
@@ -698,12 +698,21 @@ impl Webhooks {
         })
     }
 
-    /// Removes what was written down of a SIM; gives how many attempts that were.
+    /// Removes what this gateway wrote down of attempts to deliver a SIM's events, answers included; gives how many
+    /// attempts that were. The events themselves stay in the log.
     ///
     /// # Errors
-    /// [`ServiceError`].
-    pub async fn erase(&self, iccid: &str) -> Result<u64, ServiceError> {
-        let erased = self.tools.attempts.erase(iccid).await;
+    /// [`ServiceError::Invalid`] for what is no ICCID; a caller that is held to a filter or field policy may not.
+    pub async fn erase(&self, principal: &Principal, iccid: &str) -> Result<u64, ServiceError> {
+        let invalid = |message: String| ServiceError::Invalid { field: "iccid".into(), message, hint: None };
+        let iccid = Iccid::parse(iccid).map_err(|error| invalid(error.to_string()))?;
+        if principal.scope.is_some() || principal.policy.is_some() {
+            return Err(ServiceError::ForbiddenField {
+                field: "iccid".into(),
+                message: "a token with a filter or a field policy may not erase what others may see".into(),
+            });
+        }
+        let erased = self.tools.attempts.erase(iccid.as_str()).await;
         erased.map_err(|error| ServiceError::Unavailable(format!("the attempts can't be erased: {error}")))
     }
 

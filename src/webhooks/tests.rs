@@ -434,3 +434,61 @@ async fn mistakes_are_told_with_their_field() {
     let bad = rig.webhooks.create(&rig.admin, good(), Start::Now, Some("whsec_short".into())).await;
     assert!(matches!(bad, Err(ServiceError::Invalid { field, .. }) if field == "secret"));
 }
+
+#[tokio::test]
+async fn a_replay_keeps_its_rate_survives_a_crash_and_can_be_cancelled() {
+    let rig = Rig::new();
+    let receiver = Receiver::start(|_| Act::Status(200)).await;
+    let (shown, _) = rig.create(rig.settings(&receiver)).await;
+    let id = shown.endpoint.id.clone();
+    let gateway = rig.serve();
+    rig.append(0..200).await;
+    rig.until("all arrived", || receiver.requests().len() == 200).await;
+    let slow = ReplayRequest { rate_limit_per_second: Some(100), ..ReplayRequest::default() };
+    let replay = rig.webhooks.replay(&rig.admin, &id, slow.clone()).await.unwrap();
+    let replayed = || {
+        let got = receiver.requests();
+        got.iter().filter(|got| got.header("webhook-replay") == Some(replay.id.as_str())).count()
+    };
+    let begun = std::time::Instant::now();
+    rig.until("some replayed", || replayed() >= 60).await;
+    let rate = replayed() as f64 / begun.elapsed().as_secs_f64();
+    assert!(rate < 200.0, "{rate} a second");
+    // A copy of where it stands, then the end of the process.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let before = replayed();
+    gateway.kill().await;
+    rig.reopen();
+    let gateway = rig.serve();
+    rig.until("the rest replayed", || {
+        let ids: std::collections::BTreeSet<String> = (receiver.requests().iter())
+            .filter(|got| got.header("webhook-replay") == Some(replay.id.as_str()))
+            .map(|got| got.header("webhook-id").unwrap().to_owned())
+            .collect();
+        ids.len() == 200
+    })
+    .await;
+    // At most what was settled in a window of 200 ms, at this rate, comes again.
+    assert!(replayed() <= 200 + 60, "{} after {before}", replayed());
+    rig.until_replayed(&id, &replay.id).await;
+    // Another, cancelled on its way.
+    let other = rig.webhooks.replay(&rig.admin, &id, slow).await.unwrap();
+    let of_other = || {
+        let got = receiver.requests();
+        got.iter().filter(|got| got.header("webhook-replay") == Some(other.id.as_str())).count()
+    };
+    rig.until("the other begun", || of_other() >= 10).await;
+    rig.webhooks.cancel_replay(&rig.admin, &id, &other.id).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let sent = of_other();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(of_other(), sent, "nothing more is sent");
+    assert!(sent < 200, "{sent}");
+    let ended = rig.webhooks.get_replay(&rig.admin, &id, &other.id).await.unwrap();
+    assert_eq!((ended.state, ended.ended_at.is_some()), (ReplayState::Cancelled, true));
+    // What was written down of a SIM is forgotten on demand.
+    let erased = rig.webhooks.erase(&rig.admin, rig::ICCIDS[0]).await.unwrap();
+    assert!(erased >= 67, "{erased}");
+    assert_eq!(rig.webhooks.erase(&rig.admin, rig::ICCIDS[0]).await.unwrap(), 0);
+    gateway.stop().await;
+}

@@ -531,4 +531,15 @@ impl WebhookService for Service {
         })
         .await
     }
+
+    async fn erase_attempts(
+        &self,
+        request: Request<proto::EraseAttemptsRequest>,
+    ) -> Answer<proto::EraseAttemptsResponse> {
+        self.answer(request, async |principal, message| {
+            let attempts_removed = self.context.webhooks.erase(principal, &message.iccid).await?;
+            Ok(proto::EraseAttemptsResponse { attempts_removed })
+        })
+        .await
+    }
 }

@@ -381,6 +381,7 @@ pub const TABLE: &[Route] = &[
     webhooks::LIST_DELIVERIES,
     webhooks::GET_DELIVERY,
     webhooks::RETRY,
+    webhooks::ERASE,
 ];
 
 /// What every route refuses; those that need a token refuse [`AUTH_ERRORS`] too.

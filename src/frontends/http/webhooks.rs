@@ -451,6 +451,22 @@ pub async fn retry(
     Ok(body::json(StatusCode::ACCEPTED, &json!({ "replay_id": replay.id, "count": 1 })))
 }
 
+/// `POST /v1/webhooks/erase`.
+///
+/// # Errors
+/// As the route table lists.
+pub async fn erase(
+    State(context): State<Context>,
+    Extension(principal): Extension<Arc<Principal>>,
+    request: Request,
+) -> Answer {
+    let mut fields = fields(&context, request).await?;
+    let iccid = fields.text("iccid")?.unwrap_or_default();
+    fields.finish()?;
+    let removed = context.webhooks.erase(&principal, &iccid).await?;
+    Ok(body::json(StatusCode::OK, &json!({ "iccid": iccid, "attempts_removed": removed })))
+}
+
 fn timestamp(text: &str) -> Option<Timestamp> {
     text.parse().ok()
 }

@@ -50,6 +50,7 @@ pub fn all() -> Value {
         "Delivery": webhooks::delivery(),
         "Deliveries": object(&[("deliveries", list_of("Delivery")), ("next", nullable("string"))], &[]),
         "Attempt": webhooks::attempt(),
+        "AttemptsErased": object(&[("iccid", text()), ("attempts_removed", json!({"type": "integer"}))], &[]),
     })
 }
 

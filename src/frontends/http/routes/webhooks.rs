@@ -343,3 +343,18 @@ pub(super) const RETRY: Route = route(
     answer(202, "ReplayStarted", "The replay that does it."),
     || post(webhooks::retry),
 );
+
+pub(super) const ERASE: Route = route(
+    call(
+        "post",
+        "/v1/webhooks/erase",
+        "eraseAttempts",
+        "Forget the attempts of a SIM",
+        "Removes what the gateway that is asked wrote down of attempts to deliver events of `iccid`, receivers' answers \
+         included. The events themselves stay.",
+    ),
+    &[],
+    true,
+    answer(200, "AttemptsErased", "How many attempts were removed."),
+    || post(webhooks::erase),
+);
