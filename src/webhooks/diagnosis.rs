@@ -16,6 +16,11 @@ use crate::event::json;
 /// How far clocks may be apart, as every official library has it.
 pub const TOLERANCE: Duration = Duration::from_secs(300);
 
+/// Timestamps from here on are none in seconds: that would be the year 5138.
+const MILLISECONDS_MIN: i64 = 100_000_000_000;
+/// Bytes of a signature.
+const TAG_BYTES: usize = 32;
+
 /// A request as its receiver has it.
 #[derive(Debug, Clone)]
 pub struct Received<'a> {
@@ -93,12 +98,42 @@ pub fn diagnose(secret: &str, received: &Received<'_>, now: Timestamp, tolerance
         ));
         return found;
     }
+    found.extend(suspicion(received));
     found.push(finding(
         "no form of this body fits this secret",
         "compare the secret with the webhook's (rotate-secret makes a new one), and keep the body as the bytes that came, \
          before anything parses, decodes or cuts them",
     ));
     found
+}
+
+/// What can't be proven, but is plain to see.
+fn suspicion(received: &Received<'_>) -> Option<Finding> {
+    let length = received.body.len();
+    let is_whole = |one: &str| {
+        one.strip_prefix("v1,")
+            .is_some_and(|tag| STANDARD.decode(tag).is_ok_and(|tag| tag.len() == TAG_BYTES))
+    };
+    let signature = received.signature.trim();
+    if signature.starts_with("v1,") && !signature.split_whitespace().any(is_whole) {
+        return Some(finding(
+            "webhook-signature is not v1, and base64 of 32 bytes: it may have been cut, or written in hex",
+            "pass the header on unchanged",
+        ));
+    }
+    if length == 0 {
+        return Some(finding(
+            "the body is empty",
+            "a body can be read once: take its bytes before the framework does, and hand them on",
+        ));
+    }
+    match serde_json::from_slice::<serde::de::IgnoredAny>(received.body) {
+        Err(error) if error.is_eof() => Some(finding(
+            format!("the body ends in the middle of its JSON, after {length} bytes"),
+            "raise the limit on bodies where it was cut, and read as many bytes as content-length says",
+        )),
+        _ => None,
+    }
 }
 
 fn headers(received: &Received<'_>) -> Vec<Finding> {
@@ -116,6 +151,10 @@ fn headers(received: &Received<'_>) -> Vec<Finding> {
         }
     }
     let timestamp = received.timestamp.trim();
+    if timestamp.parse::<i64>().is_ok_and(|at| at >= MILLISECONDS_MIN) {
+        let what = format!("webhook-timestamp is {timestamp}, which are milliseconds and not seconds");
+        found.push(finding(what, "pass the header on unchanged"));
+    }
     if !timestamp.is_empty() && timestamp.parse::<i64>().is_err() {
         let what = format!("webhook-timestamp is {timestamp:?}, not seconds since 1970");
         found.push(finding(what, "pass the header on unchanged"));
@@ -130,9 +169,9 @@ fn headers(received: &Received<'_>) -> Vec<Finding> {
     found
 }
 
-/// Seconds since the timestamp; negative where it is in the future.
+/// Seconds since the timestamp; negative where it is in the future. None for milliseconds, which say nothing of clocks.
 fn age(timestamp: &str, now: Timestamp) -> Option<i64> {
-    let at: i64 = timestamp.trim().parse().ok()?;
+    let at: i64 = timestamp.trim().parse().ok().filter(|at| *at < MILLISECONDS_MIN)?;
     now.as_second().checked_sub(at)
 }
 
@@ -157,6 +196,11 @@ fn bodies(body: &[u8]) -> Vec<Form> {
     if let Ok(text) = std::str::from_utf8(body) {
         add(text.replace("\r\n", "\n").into_bytes(), "line ends of the body were changed", LINES);
         add(text.trim().as_bytes().to_vec(), "spaces were added around the body", LINES);
+    }
+    if let Ok(decoded) = STANDARD.decode(body.trim_ascii()) {
+        const CURE: &str =
+            "decode it first: some cloud functions hand bodies over as base64 (isBase64Encoded)";
+        add(decoded, "the body was encoded as base64", CURE);
     }
     const WRITTEN_ANEW: &str = "the body was parsed and written anew";
     if let Ok(value) = serde_json::from_slice::<Value>(body) {
@@ -239,11 +283,24 @@ mod tests {
             (serde_json::to_vec_pretty(&value).unwrap(), "written anew"),
             (serde_json::to_vec(&sorted).unwrap(), "written anew"),
             (quoted, "encoded as a JSON string"),
-            (body[..body.len() - 9].to_vec(), "no form of this body"),
+            (STANDARD.encode(&body).into_bytes(), "encoded as base64"),
+            (body.to_ascii_uppercase(), "no form of this body"),
         ] {
             let told = of_body(&changed);
             assert!(told.len() == 1 && told[0].contains(expected), "{expected}: {told:?}");
         }
+        for (changed, expected) in [(&body[..body.len() - 9], "the middle of its JSON"), (&[], "is empty")] {
+            let told = of_body(changed);
+            assert!(told.len() == 2 && told[0].contains(expected), "{expected}: {told:?}");
+        }
+        let cut = &signature[..signature.len() - 4];
+        let told_cut = told(SECRET, &body, cut, id, at, 1_700_000_000);
+        assert!(told_cut.len() == 2 && told_cut[0].contains("may have been cut"), "{told_cut:?}");
+        let in_ms = told(SECRET, &body, &signature, id, "1700000000000", 1_700_000_000);
+        assert!(
+            in_ms[0].contains("milliseconds") && !in_ms.iter().any(|one| one.contains("future")),
+            "{in_ms:?}"
+        );
         let other = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
         assert!(told(other, &body, &signature, id, at, 1_700_000_000)[0].contains("no form"));
         assert!(told("whsec_*", &body, &signature, id, at, 1_700_000_000)[0].contains("base64"));
