@@ -2,7 +2,7 @@
 
 use std::{
     io::{Read, Write},
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -14,16 +14,19 @@ use crate::{
     webhooks::diagnosis::{Received, diagnose},
 };
 
-/// Most of a body or a file of headers that is read.
+/// Most of a file, or of standard input.
 const BYTES_MAX: u64 = 16 << 20;
 
 /// Say why the signature of a webhook request fails, or that it does not
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// The webhook's secret, whsec_...
+    /// The webhook's secret, whsec_...; other users of this machine see arguments, but neither files nor variables
     #[arg(long, env = "SIMCAST_WEBHOOK_SECRET", hide_env_values = true)]
-    pub secret: String,
-    /// File with the request's headers, one a line
+    pub secret: Option<String>,
+    /// File with the secret
+    #[arg(long, value_name = "FILE")]
+    pub secret_file: Option<PathBuf>,
+    /// File with the request's headers, one a line; a body behind an empty line is taken as well
     #[arg(long, value_name = "FILE", conflicts_with_all = ["id", "timestamp", "signature"])]
     pub headers: Option<PathBuf>,
     /// Value of webhook-id
@@ -56,30 +59,40 @@ pub fn run(
     input: &mut dyn Read,
     out: &mut dyn Write,
 ) -> Result<(), Failure> {
-    let mut body = Vec::new();
-    match &args.body {
-        None => input.take(BYTES_MAX).read_to_end(&mut body)?,
-        Some(path) => {
-            let opened = std::fs::File::open(path);
-            let file = opened.map_err(|error| Failure::usage(format!("{}: {error}", path.display())))?;
-            file.take(BYTES_MAX).read_to_end(&mut body)?
+    let secret = match (&args.secret_file, &args.secret) {
+        (Some(path), _) => String::from_utf8_lossy(&read_file(path)?).trim().to_owned(),
+        (None, Some(text)) => text.clone(),
+        (None, None) => {
+            let cure = "give the webhook's secret: --secret-file, SIMCAST_WEBHOOK_SECRET or --secret";
+            return Err(Failure::usage(cure));
         }
     };
     let (mut id, mut timestamp, mut signature) =
         (args.id.clone(), args.timestamp.clone(), args.signature.clone());
+    let mut enclosed = Vec::new();
     if let Some(path) = &args.headers {
-        let text = std::fs::read_to_string(path);
-        let text = text.map_err(|error| Failure::usage(format!("{}: {error}", path.display())))?;
+        let bytes = read_file(path)?;
+        let (head, body) = parted(&bytes);
+        let text = String::from_utf8_lossy(head);
         let of = |name: &str| {
             let lines = text.lines().filter_map(|line| line.trim_start_matches("> ").split_once(':'));
-            let mut found = lines.filter(|(one, _)| one.trim().eq_ignore_ascii_case(name));
-            found.next().map(|(_, value)| value.trim().to_owned()).unwrap_or_default()
+            let found = lines.filter(|(one, _)| one.trim().eq_ignore_ascii_case(name));
+            // Lines of one name are a list, which this header parts by spaces.
+            found.map(|(_, value)| value.trim()).collect::<Vec<_>>().join(" ")
         };
         (id, timestamp, signature) = (of("webhook-id"), of("webhook-timestamp"), of("webhook-signature"));
+        enclosed = body.to_vec();
+    } else if [&id, &timestamp, &signature].iter().all(|one| one.is_empty()) {
+        return Err(Failure::usage("give --headers, or --id, --timestamp and --signature"));
     }
+    let body = match &args.body {
+        Some(path) => read_file(path)?,
+        None if !enclosed.is_empty() => enclosed,
+        None => bounded(input).map_err(|why| Failure::usage(format!("standard input: {why}")))?,
+    };
     let received = Received { id: &id, timestamp: &timestamp, signature: &signature, body: &body };
     let now = args.at.unwrap_or_else(|| clock.now());
-    let found = diagnose(&args.secret, &received, now, Duration::from_secs(args.tolerance_s));
+    let found = diagnose(&secret, &received, now, Duration::from_secs(args.tolerance_s));
     if found.is_empty() {
         writeln!(out, "the signature is right ({} bytes, webhook-id {id})", body.len())?;
         return Ok(out.flush()?);
@@ -89,6 +102,32 @@ pub fn run(
     }
     out.flush()?;
     Err(Failure { code: super::EXIT_FAILURE, message: String::new() })
+}
+
+fn read_file(path: &Path) -> Result<Vec<u8>, Failure> {
+    let wrong = |why: String| Failure::usage(format!("{}: {why}", path.display()));
+    let file = std::fs::File::open(path).map_err(|error| wrong(error.to_string()))?;
+    bounded(file).map_err(wrong)
+}
+
+/// All of it: a body that is cut here would be told to be wrong.
+fn bounded(from: impl Read) -> Result<Vec<u8>, String> {
+    let mut bytes = Vec::new();
+    from.take(BYTES_MAX + 1).read_to_end(&mut bytes).map_err(|error| error.to_string())?;
+    if bytes.len() as u64 > BYTES_MAX {
+        return Err(format!("it has more than {BYTES_MAX} bytes"));
+    }
+    Ok(bytes)
+}
+
+/// The headers and what stands behind the empty line that ends them.
+fn parted(bytes: &[u8]) -> (&[u8], &[u8]) {
+    let ends = [&b"\r\n\r\n"[..], b"\n\n", b"\n> \n"].into_iter().filter_map(|end| {
+        let at = memchr::memmem::find(bytes, end)?;
+        Some((at, at + end.len()))
+    });
+    let (head, body) = ends.min().unwrap_or((bytes.len(), bytes.len()));
+    (&bytes[..head], &bytes[body..])
 }
 
 #[cfg(test)]
@@ -136,5 +175,31 @@ mod tests {
         assert_eq!((said.contains("a line end was added"), code), (true, 1), "{said}");
         let (said, code) = say(&words[..4], r#"{"test": 2432232314}"#);
         assert_eq!((said.contains("old"), code), (true, 1), "{said}");
+    }
+    #[test]
+    fn a_request_may_be_given_in_one_file_and_its_secret_in_another() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = |name: &str, text: &str| {
+            let path = dir.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            path.to_str().unwrap().to_owned()
+        };
+        let secret = file("secret", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw\n");
+        let head = "POST / HTTP/1.1\r\nwebhook-id: msg_p5jXN8AQM9LWM0D4loKWxJek\r\nwebhook-timestamp: 1614265330\r\n\
+                    webhook-signature: v1,AAAA\r\n\
+                    webhook-signature: v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=\r\n";
+        let body = r#"{"test": 2432232314}"#;
+        let whole = file("whole", &format!("{head}\r\n{body}"));
+        let alone = file("alone", &format!("{head}\r\n"));
+        let at = ["--at", "2021-02-25T15:02:10Z", "--secret-file", &secret, "--headers"];
+        assert_eq!(say(&[&at[..], &[&whole]].concat(), "").1, 0, "the body is in the file");
+        assert_eq!(say(&[&at[..], &[&alone]].concat(), body).1, 0, "the body comes by standard input");
+        let other = file("other", "{}");
+        assert_eq!(say(&[&at[..], &[&whole, &other]].concat(), "").1, 1, "a body that is named counts");
+        let usage = super::super::EXIT_USAGE;
+        assert_eq!(say(&["--secret-file", &secret], "").1, usage, "no header at all");
+        assert_eq!(say(&["--secret-file", "/nonexistent", "--headers", &whole], "").1, usage);
+        let long = std::iter::repeat_n('x', BYTES_MAX as usize + 1).collect::<String>();
+        assert_eq!(say(&[&at[..], &[&alone]].concat(), &long).1, usage, "never cut without a word");
     }
 }
