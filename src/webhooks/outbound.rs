@@ -11,6 +11,7 @@
 //! A connection on which an answer did not come in time carries no further request. Of HTTP/1.1 that is so anyhow; an
 //! HTTP/2 connection whose other end has vanished would otherwise stay in the pool and swallow each one that follows.
 
+mod answer;
 mod connector;
 
 use std::{
@@ -25,10 +26,9 @@ use std::{
 };
 
 use base64::Engine as _;
-use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, header};
-use http_body_util::{BodyExt, Full};
-use hyper::body::Incoming;
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, Request};
+use http_body_util::Full;
 use hyper_util::{
     client::legacy::{
         Client, Error,
@@ -36,10 +36,11 @@ use hyper_util::{
     },
     rt::{TokioExecutor, TokioTimer},
 };
-use jiff::Timestamp;
 use parking_lot::Mutex;
 use rustls::pki_types::{CertificateDer, pem::PemObject};
 use tokio::time::{Instant, timeout_at};
+
+pub use self::answer::{Answer, Control, RetryAfter};
 
 use self::connector::{ConnectError, Connector};
 use super::guard::{CheckedUrl, Guard};
@@ -148,39 +149,6 @@ pub struct Exchange {
     pub remote: Option<SocketAddr>,
     /// What took how long.
     pub timings: Timings,
-}
-
-/// An answer.
-#[derive(Debug)]
-pub struct Answer {
-    /// Status.
-    pub status: u16,
-    /// When the receiver wants to be asked again.
-    pub retry_after: Option<RetryAfter>,
-    /// What else it wants.
-    pub control: Option<Control>,
-    /// The first [`KEPT_MAX`] bytes of its body.
-    pub body: Bytes,
-    /// There was more, or the rest did not come in time.
-    pub truncated: bool,
-}
-
-/// The header `Retry-After`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RetryAfter {
-    /// In so many seconds.
-    Seconds(u64),
-    /// Then.
-    At(Timestamp),
-}
-
-/// The header `webhook-delivery` of an answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Control {
-    /// No more events.
-    Disable,
-    /// This event not again.
-    AbortMessage,
 }
 
 /// Why there is no answer.
@@ -358,7 +326,7 @@ impl Outbound {
                 Err(_) => return silent(&connection, timeout, started),
             };
             match answered {
-                Ok(response) => return read(response, started, deadline + BODY_GRACE).await,
+                Ok(response) => return answer::read(response, started, deadline + BODY_GRACE).await,
                 Err(error) => {
                     let made = Use::of(made_of(&connection));
                     if made.as_ref().is_some_and(|made| !made.is_new) && std::mem::take(&mut again) {
@@ -418,65 +386,6 @@ fn build(config: &Config, connector: &Connector) -> Pool {
         .http1_max_headers(ANSWER_HEADERS_MAX)
         .http2_max_header_list_size(READ_MAX as u32)
         .build(connector.clone())
-}
-
-/// Reads what is wanted of an answer.
-async fn read(response: Response<Incoming>, started: Instant, deadline: Instant) -> Exchange {
-    let first_byte = started.elapsed();
-    let (mut head, mut incoming) = response.into_parts();
-    let made = Use::of(head.extensions.remove());
-    let mut body = BytesMut::new();
-    let (mut seen, mut truncated) = (0, false);
-    loop {
-        match timeout_at(deadline, incoming.frame()).await {
-            Ok(None) => break,
-            Ok(Some(Ok(frame))) => {
-                let Ok(data) = frame.into_data() else { continue };
-                seen += data.len();
-                let room = KEPT_MAX - body.len();
-                body.extend_from_slice(data.get(..room.min(data.len())).unwrap_or_default());
-                truncated |= data.len() > room;
-                if seen > READ_MAX {
-                    break;
-                }
-            }
-            // The head has said what became of the request.
-            Ok(Some(Err(_))) | Err(_) => {
-                truncated = true;
-                break;
-            }
-        }
-    }
-    Exchange {
-        result: Ok(Answer {
-            status: head.status.as_u16(),
-            retry_after: head.headers.get(header::RETRY_AFTER).and_then(retry_after),
-            control: head.headers.get(DELIVERY).and_then(control),
-            body: body.freeze(),
-            truncated,
-        }),
-        remote: made.as_ref().map(|made| made.made.remote),
-        timings: Use::timings(made.as_ref(), Some(first_byte), started),
-    }
-}
-
-const DELIVERY: HeaderName = HeaderName::from_static("webhook-delivery");
-
-fn retry_after(value: &HeaderValue) -> Option<RetryAfter> {
-    let text = value.to_str().ok()?.trim();
-    if let Ok(seconds) = text.parse() {
-        return Some(RetryAfter::Seconds(seconds));
-    }
-    let at = httpdate::parse_http_date(text).ok()?;
-    Timestamp::try_from(at).ok().map(RetryAfter::At)
-}
-
-fn control(value: &HeaderValue) -> Option<Control> {
-    match value.to_str().ok()?.trim() {
-        "disable" => Some(Control::Disable),
-        "abort-message" => Some(Control::AbortMessage),
-        _ => None,
-    }
 }
 
 fn failed(failure: Failure, made: Option<Use>, started: Instant) -> Exchange {

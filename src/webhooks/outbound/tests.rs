@@ -2,6 +2,11 @@
 
 use std::sync::atomic::AtomicUsize;
 
+use http::Response;
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use jiff::Timestamp;
+
 use super::*;
 use crate::webhooks::{
     guard::{Guard, GuardConfig},
