@@ -12,7 +12,7 @@ use std::{collections::BTreeSet, sync::Arc};
 use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use parking_lot::Mutex;
 use tokio::{
-    sync::{Notify, watch},
+    sync::watch,
     time::{Duration, Instant},
 };
 use tokio_util::sync::CancellationToken;
@@ -60,8 +60,6 @@ pub struct Order {
 pub struct Live {
     /// See [`Core`].
     pub core: Mutex<Core>,
-    /// Something changed that the courier should look at.
-    pub wake: Notify,
     /// Copies can be written; false stops sending.
     pub saves: watch::Sender<bool>,
 }
@@ -73,8 +71,6 @@ pub struct Courier {
     order: watch::Receiver<Order>,
     current: Order,
     prepared: Option<Arc<Prepared>>,
-    /// Why nothing can be sent, where that is so.
-    obstacle: Option<String>,
     source: Option<Source>,
     replay: Option<(String, Source)>,
     /// Not before: the log could not be read.
@@ -108,7 +104,6 @@ impl Courier {
             order,
             current,
             prepared: None,
-            obstacle: None,
             source: None,
             replay: None,
             read_again: Instant::now(),
@@ -142,8 +137,7 @@ impl Courier {
             let reads = !stopping && Instant::now() >= self.read_again;
             let (wants_live, wants_replay) =
                 (reads && self.wants(&FeedKey::Live), reads && self.wants_replay());
-            let live = self.live.clone();
-            let mut saves = live.saves.subscribe();
+            let mut saves = self.live.saves.subscribe();
             tokio::select! {
                 biased;
                 () = lost.cancelled() => return,
@@ -173,7 +167,6 @@ impl Courier {
                         self.supplied(FeedKey::Replay(id.clone()), supply);
                     }
                 }
-                () = live.wake.notified() => {}
                 _ = saves.changed() => {}
                 () = tokio::time::sleep_until(wake_at) => {}
             }
@@ -201,6 +194,8 @@ impl Courier {
         });
         if resumed || old.as_ref().is_some_and(|old| old.url != endpoint.url) {
             core.pace.reset();
+            core.failing_since = None;
+            core.changed = true;
             core.live.hasten(now, HASTE);
         }
         if endpoint.seeks > core.seeks {
@@ -233,14 +228,11 @@ impl Courier {
         self.close_replays();
     }
 
+    /// Makes the endpoint ready, or not: what is in the way is shown as its status.
     fn prepare(&mut self) {
         let (endpoint, tools) = (self.current.endpoint.clone(), &self.tools);
-        (self.prepared, self.obstacle) = (None, None);
-        let Some(principal) = &self.current.principal else {
-            self.obstacle =
-                Some(format!("the token {:?} that made it is no longer valid", endpoint.created_by));
-            return;
-        };
+        self.prepared = None;
+        let Some(principal) = &self.current.principal else { return };
         let url = tools.guard.check(&endpoint.url).map_err(|error| error.to_string());
         let (outbound, hub, clock) = (tools.outbound.clone(), tools.hub.clone(), tools.clock.clone());
         let policy = principal.policy.clone();
@@ -250,10 +242,7 @@ impl Courier {
         });
         match prepared {
             Ok(prepared) => self.prepared = Some(Arc::new(prepared)),
-            Err(error) => {
-                tracing::error!(webhook = endpoint.id, error, "a webhook can't be served");
-                self.obstacle = Some(error);
-            }
+            Err(error) => tracing::error!(webhook = endpoint.id, error, "a webhook can't be served"),
         }
     }
 

@@ -279,7 +279,7 @@ pub enum Condition {
     Disabled,
     /// Its receiver fails; only probes are sent.
     Failing,
-    /// The token that made it is no longer valid.
+    /// The token that made it is no longer valid, or its receiver is no longer allowed.
     Suspended,
 }
 

@@ -355,6 +355,12 @@ impl Feed {
         Some(unit)
     }
 
+    /// The attempt that is on its way has settled the unit.
+    pub fn arrived(&mut self, first: u64) -> Option<Unit> {
+        self.under_way(first)?;
+        self.settle(first)
+    }
+
     /// The lane's next unit may go.
     fn advance(&mut self, lane: Lane, settled: u64) {
         let Some(queue) = self.lanes.get_mut(&lane) else { return };
@@ -370,36 +376,41 @@ impl Feed {
 
     /// The attempt failed; another follows at `due`. `counts`: it used up one of the unit's attempts.
     pub fn retry(&mut self, first: u64, due: Instant, last: LastFailure, counts: bool) {
-        let Some(unit) = self.units.get_mut(&first) else { return };
-        self.in_flight -= usize::from(unit.in_flight);
+        let Some(unit) = self.under_way(first) else { return };
         unit.in_flight = false;
         unit.attempts += u32::from(counts);
         unit.due = due;
         unit.last = Some(last);
         // What waits is read again: its bytes are not kept for hours.
         unit.items = Vec::new();
+        self.in_flight -= 1;
         self.waiting.insert((due, first));
     }
 
     /// The attempt failed and was the last: the unit waits to be announced.
     pub fn bury(&mut self, first: u64, last: LastFailure) {
-        let Some(unit) = self.units.get_mut(&first) else { return };
-        self.in_flight -= usize::from(unit.in_flight);
+        let Some(unit) = self.under_way(first) else { return };
         unit.in_flight = false;
         unit.attempts += 1;
         unit.last = Some(last);
         unit.dead = true;
         unit.items = Vec::new();
-        self.waiting.remove(&(unit.due, first));
+        self.in_flight -= 1;
     }
 
     /// An attempt that was begun was not made: the unit is due at once.
     pub fn give_back(&mut self, first: u64, now: Instant) {
-        let Some(unit) = self.units.get_mut(&first) else { return };
-        self.in_flight -= usize::from(unit.in_flight);
+        let Some(unit) = self.under_way(first) else { return };
         unit.in_flight = false;
         unit.due = now;
+        self.in_flight -= 1;
         self.waiting.insert((now, first));
+    }
+
+    /// A unit that is on its way. One that is not has been taken up anew since (a seek), and what an attempt of before
+    /// came to says nothing of it.
+    fn under_way(&mut self, first: u64) -> Option<&mut Unit> {
+        self.units.get_mut(&first).filter(|unit| unit.in_flight)
     }
 
     /// Brings everything that waits for another attempt forward, spread over `over`: the receiver is back.

@@ -325,6 +325,10 @@ impl Webhooks {
             let reason = format!("the token {:?} that made it is no longer valid", endpoint.created_by);
             return (Condition::Suspended, Some(reason));
         }
+        // What was allowed when it was made may not be any more.
+        if let Err(error) = self.tools.guard.check(&endpoint.url) {
+            return (Condition::Suspended, Some(error.to_string()));
+        }
         if let Some(position) = position
             && let Some(since) = position.failing_since
         {

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use futures_util::{StreamExt, future::join_all, stream};
 use parking_lot::Mutex;
 use tokio::{
-    sync::{Notify, mpsc, watch},
+    sync::{mpsc, watch},
     time::{Duration, Instant, MissedTickBehavior, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
@@ -288,8 +288,7 @@ impl Supervisor {
 
     fn start(&mut self, order: Order, revision: u64, core: Core) {
         let id = order.endpoint.id.clone();
-        let live =
-            Arc::new(Live { core: Mutex::new(core), wake: Notify::new(), saves: watch::Sender::new(true) });
+        let live = Arc::new(Live { core: Mutex::new(core), saves: watch::Sender::new(true) });
         let (sender, receiver) = watch::channel(order);
         let (stop, lost) = (CancellationToken::new(), CancellationToken::new());
         let courier = Courier::new(self.tools.clone(), live.clone(), receiver);

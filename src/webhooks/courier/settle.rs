@@ -59,7 +59,7 @@ impl Courier {
             Verdict::Delivered { disables } => {
                 ended = attempts::Outcome::Delivered;
                 turn = core.pace.answered(Signal::Ok, None, self.tools.chance(), now);
-                let unit = core.feed(&done.key).and_then(|feed| feed.settle(done.first));
+                let unit = core.feed(&done.key).and_then(|feed| feed.arrived(done.first));
                 if let Some(unit) = unit {
                     core.count(&done.key, &unit, End::Delivered);
                 }
@@ -77,9 +77,9 @@ impl Courier {
             }
             Verdict::Aborted(failure) => {
                 ended = attempts::Outcome::Skipped;
-                core.pace.answered(Signal::Ok, None, self.tools.chance(), now);
+                turn = core.pace.answered(Signal::Ok, None, self.tools.chance(), now);
                 core.totals.last_failure = Some((wall, describe(&failure)));
-                let unit = core.feed(&done.key).and_then(|feed| feed.settle(done.first));
+                let unit = core.feed(&done.key).and_then(|feed| feed.arrived(done.first));
                 if let Some(unit) = unit {
                     core.count(&done.key, &unit, End::Skipped);
                 }

@@ -136,7 +136,7 @@ impl Model {
                 let failure = LastFailure { status: Some(500), kind: "status".into() };
                 match reply {
                     Reply::Ok => {
-                        let unit = self.feed.settle(first).unwrap();
+                        let unit = self.feed.arrived(first).unwrap();
                         self.settled.extend(unit.members);
                     }
                     Reply::RetryIn(seconds) => {
@@ -300,4 +300,23 @@ async fn a_clock_that_is_set_moves_no_retry_while_the_process_runs() {
     let restored = Feed::restore(rules(Ordering::None, None), saved, later, 105_000_000);
     assert_eq!(restored.next_due(), Some(now + Duration::from_secs(300)));
     assert_eq!(restored.get(1).unwrap().attempts, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_attempt_of_before_a_seek_says_nothing_of_what_is_taken_up_anew() {
+    let now = Instant::now();
+    let failure = || LastFailure { status: Some(500), kind: "status".into() };
+    let mut feed = Feed::new(rules(Ordering::PerSim, None), 0);
+    feed.take(item(1, 0), now);
+    feed.take(item(2, 0), now);
+    // Nothing has been started in this feed: whatever comes is of the one before.
+    feed.retry(2, now + Duration::from_secs(5), failure(), true);
+    feed.bury(2, failure());
+    feed.give_back(2, now);
+    assert!(feed.arrived(2).is_none());
+    assert_eq!((feed.pending_events(), feed.in_flight()), (2, 0));
+    assert_eq!(feed.start(now, 0).unwrap().members.as_slice(), [1]);
+    assert!(feed.start(now, 0).is_none(), "the second waits for the first");
+    feed.arrived(1).unwrap();
+    assert_eq!(feed.start(now, 0).unwrap().members.as_slice(), [2]);
 }

@@ -12,7 +12,7 @@ fn status() -> Value {
     let words = ["active", "paused", "disabled", "failing", "suspended"];
     described(
         json!({"type": "string", "enum": words}),
-        "`failing`: only probes are sent. `suspended`: the token that made it is no longer valid.",
+        "`failing`: only probes are sent. `suspended`: the token that made it is no longer valid, or its receiver no longer allowed.",
     )
 }
 
