@@ -42,7 +42,7 @@ use crate::{
     clock::SharedClock,
     hub::Hub,
     ingest::StatusReceiver,
-    webhooks::Webhooks,
+    webhooks::{self, Webhooks},
 };
 
 pub use error::{ApiError, Code};
@@ -191,7 +191,7 @@ impl Default for Limits {
             heartbeat: Duration::from_secs(15),
             auth_timeout: Duration::from_secs(5),
             write_timeout: Duration::from_secs(30),
-            endpoints: 1_000,
+            endpoints: webhooks::ENDPOINTS_MAX,
         }
     }
 }

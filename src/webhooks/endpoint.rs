@@ -297,11 +297,6 @@ impl Condition {
 }
 
 impl Endpoint {
-    /// The secrets that sign at `now`, newest first.
-    pub fn secrets_at(&self, now: Timestamp) -> impl Iterator<Item = &LiveSecret> {
-        self.private.secrets.iter().filter(move |secret| secret.until.is_none_or(|until| until > now))
-    }
-
     /// Its headers, values that look like credentials as [`HIDDEN`].
     pub fn shown_headers(&self) -> impl Iterator<Item = (String, String)> {
         self.private.headers.iter().map(|(name, value)| {

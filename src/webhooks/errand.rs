@@ -18,7 +18,8 @@ use super::{
 };
 use crate::{
     bus::{AppendError, NewEvent},
-    event::Gap,
+    event::{Cursor, Gap},
+    log::CursorState,
 };
 
 /// Pause before the second try of a write, and the longest.
@@ -121,12 +122,35 @@ pub async fn begin_replay(tools: Arc<Tools>, webhook: String, id: String) -> Err
     loop {
         match tools.store.replay(&webhook, &id).await {
             Ok(Some(found)) if found.value.state == ReplayState::Running => {
+                // Positions of another history mean other events, or none.
+                if !is_of_this_log(&tools, &found.value) {
+                    tracing::warn!(
+                        webhook,
+                        id,
+                        "a replay is cancelled: the log is no longer the one that it was of"
+                    );
+                    return close_replay(
+                        tools.clone(),
+                        webhook,
+                        id,
+                        found.value.progress,
+                        ReplayState::Cancelled,
+                    )
+                    .await;
+                }
                 return Errand::ReplayBegins(Box::new(found.value));
             }
             Ok(_) => return Errand::Told,
             Err(error) => pauses.after(error).await,
         }
     }
+}
+
+fn is_of_this_log(tools: &Tools, replay: &Replay) -> bool {
+    let cursor = Cursor::parse(&replay.to_cursor);
+    cursor.is_ok_and(|cursor| {
+        !matches!(tools.hub.log().check(cursor), Err(CursorState::OtherIncarnation | CursorState::Regressed))
+    })
 }
 
 /// Writes how a replay ended.

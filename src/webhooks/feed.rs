@@ -445,9 +445,9 @@ impl Feed {
         true
     }
 
-    /// Forgets the bytes of events that are not about to be sent, beyond the first `keep` units.
-    pub fn shed(&mut self, keep: usize) {
-        for unit in self.units.values_mut().filter(|unit| !unit.in_flight).skip(keep) {
+    /// Forgets the bytes of events that are not on their way; they are read again.
+    pub fn shed(&mut self) {
+        for unit in self.units.values_mut().filter(|unit| !unit.in_flight) {
             unit.items = Vec::new();
         }
     }

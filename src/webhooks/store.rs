@@ -122,7 +122,7 @@ pub struct Totals {
     pub skipped: u64,
     /// Attempts, by outcome: `2xx`, `3xx`, `4xx`, `5xx`, or what went wrong on the way.
     pub attempts: BTreeMap<String, u64>,
-    /// Seconds from `observed_at` to the answer that took an event: [`Histogram`].
+    /// Microseconds from `observed_at` to the answer that took an event at its first attempt.
     pub latency: Histogram,
     /// When the last event was delivered.
     pub last_delivered_at: Option<Timestamp>,
@@ -130,12 +130,13 @@ pub struct Totals {
     pub last_failure: Option<(Timestamp, String)>,
 }
 
-/// Counts by powers of two of milliseconds: the first bucket is below 1 ms, the last is everything above 2^30 ms.
+/// Counts of durations: eight buckets to each power of two microseconds, below 128 in steps of 16.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Histogram(Vec<u64>);
 
 impl Histogram {
+    /// Powers of two that are told apart: up to 2^37 microseconds, 38 hours.
     const BUCKETS: usize = 32;
     /// Parts of a power of two, so that a quantile is off by an eighth at most.
     const PARTS: usize = 8;

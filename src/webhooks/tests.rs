@@ -492,3 +492,26 @@ async fn a_replay_keeps_its_rate_survives_a_crash_and_can_be_cancelled() {
     assert_eq!(rig.webhooks.erase(&rig.admin, rig::ICCIDS[0]).await.unwrap(), 0);
     gateway.stop().await;
 }
+
+#[tokio::test]
+async fn a_replay_of_another_history_is_cancelled() {
+    let rig = Rig::new();
+    let receiver = Receiver::start(|_| Act::Status(200)).await;
+    let (shown, _) = rig.create(rig.settings(&receiver)).await;
+    let id = shown.endpoint.id.clone();
+    let gateway = rig.serve();
+    rig.append(0..5).await;
+    rig.until("all arrived", || receiver.requests().len() == 5).await;
+    let dry = ReplayRequest { dry_run: true, ..ReplayRequest::default() };
+    let mut replay = rig.webhooks.replay(&rig.admin, &id, dry).await.unwrap();
+    let mut cursor = crate::event::Cursor::parse(&replay.to_cursor).unwrap();
+    cursor.incarnation ^= 1;
+    (replay.id, replay.to_cursor) = ("rpl_foreign".to_owned(), cursor.to_string());
+    rig.store().create_replay(&replay).await.unwrap();
+    rig.until_replayed(&id, &replay.id).await;
+    let ended = rig.webhooks.get_replay(&rig.admin, &id, &replay.id).await.unwrap();
+    assert_eq!((ended.state, ended.ended_at.is_some()), (ReplayState::Cancelled, true));
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(receiver.requests().len(), 5, "nothing of it was sent");
+    gateway.stop().await;
+}

@@ -146,7 +146,7 @@ impl Courier {
             Turn::Same => {}
             Turn::Opened => {
                 core.failing_since = Some(wall);
-                core.live.shed(0);
+                core.live.shed();
                 let endpoint = &self.current.endpoint;
                 tracing::warn!(webhook = endpoint.id, "the receiver of a webhook fails; it is only probed");
                 if let Verdict::Failed { failure, .. } = verdict {
