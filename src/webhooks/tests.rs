@@ -515,3 +515,25 @@ async fn a_replay_of_another_history_is_cancelled() {
     assert_eq!(receiver.requests().len(), 5, "nothing of it was sent");
     gateway.stop().await;
 }
+
+/// The log is not the one of the checkpoint: what is missing is told on the stream, and all that is kept is sent.
+#[tokio::test]
+async fn what_was_gone_before_it_was_sent_is_told_and_the_rest_is_sent() {
+    let rig = Rig::new();
+    let receiver = Receiver::start(|_| Act::Status(200)).await;
+    let (shown, _) = rig.create(rig.settings(&receiver)).await;
+    let id = shown.endpoint.id.clone();
+    rig.append(0..5).await;
+    let store = rig.store();
+    let mut found = store.checkpoint(&id).await.unwrap().unwrap();
+    let mut cursor = crate::event::Cursor::parse(&found.value.cursor).unwrap();
+    (cursor.incarnation, cursor.seq) = (cursor.incarnation ^ 1, 1_000);
+    (found.value.cursor, found.value.live.cursor) = (cursor.to_string(), cursor.seq);
+    store.save(&id, &found.value, found.revision).await.unwrap();
+    let gateway = rig.serve();
+    rig.until("all that is kept arrived", || receiver.requests().len() == 5).await;
+    let types = rig.types();
+    let count = |wanted: &str| types.iter().filter(|one| *one == wanted).count();
+    assert_eq!((count(notices::DEAD_LETTERED), count("simcast.gap")), (1, 1), "{types:?}");
+    gateway.stop().await;
+}
