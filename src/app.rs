@@ -36,6 +36,7 @@ use crate::{
         guard::{Guard, GuardConfig},
         outbound::{self, Outbound, Proxy},
         secret::{Sealer, SealerError},
+        supervisor::Supervisor,
     },
 };
 
@@ -199,7 +200,7 @@ pub async fn start(config: Config, clock: SharedClock, metrics: Metrics) -> Resu
     lifecycle.spawn("admin listener", admin.serve(serve(routers.2, Protocol::Http1)));
     lifecycle.spawn_background("metrics upkeep", until(lifecycle.stop.clone(), metrics.upkeep()));
     lifecycle.spawn("poller", poll(ingest, lifecycle.clone()));
-    lifecycle.spawn("webhooks", supervisor.run(lifecycle.draining.clone(), lifecycle.stop.clone()));
+    lifecycle.spawn("webhooks", deliver(supervisor, lifecycle.clone()));
     lifecycle.spawn("history watch", watch_history(running.bus.clone(), lifecycle.clone()));
     tracing::info!(http = %running.http, grpc = %running.grpc, admin = %running.admin, "listening");
     Ok(running)
@@ -208,6 +209,13 @@ pub async fn start(config: Config, clock: SharedClock, metrics: Metrics) -> Resu
 async fn poll(ingest: Ingest, lifecycle: Lifecycle) {
     if let Err(error) = ingest.run(lifecycle.draining.clone()).await {
         lifecycle.fail(format!("the poller gave up: {error}"));
+    }
+}
+
+async fn deliver(supervisor: Supervisor, lifecycle: Lifecycle) {
+    let (draining, stop) = (lifecycle.draining.clone(), lifecycle.stop.clone());
+    if let Err(error) = supervisor.run_apart(draining, stop).await {
+        lifecycle.fail(format!("webhooks are not served any more: {error}"));
     }
 }
 
@@ -370,6 +378,8 @@ fn ingest_config(config: &Config) -> ingest::Config {
         },
         details_wait: upstream.details_wait,
         lateness: config.ingest.lateness,
+        sessions: upstream.sessions,
+        iccids: Vec::new(),
         shared: config.bus == BusKind::Nats,
         ids_kept_days: match config.bus {
             BusKind::Embedded => ingest::Config::default().ids_kept_days,
