@@ -12,6 +12,7 @@ mod provenance;
 mod repair;
 pub(super) mod rig;
 mod share;
+mod sims;
 mod store;
 mod unsorted;
 

@@ -114,7 +114,8 @@ impl Rig {
         Self {
             sim,
             bus,
-            config: Config::default(),
+            // What is not activity would be in the way of comparing the log with it.
+            config: Config { sessions: false, ..Config::default() },
             budget: budget.requests_per_minute,
             key,
             timeouts: (client.total_timeout, client.body_timeout),
