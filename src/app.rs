@@ -29,6 +29,7 @@ use crate::{
     hub::{self, Hub},
     ingest::{self, Ingest},
     lifecycle::{Ended, Lifecycle},
+    lookup::Lookup,
     observability::Metrics,
     webhooks::{
         self,
@@ -154,6 +155,7 @@ pub async fn start(config: Config, clock: SharedClock, metrics: Metrics) -> Resu
         bus: bus.clone(),
         status: ingest.status(),
         webhooks,
+        lookup: Arc::new(Lookup::new(&client, bus.clone(), ingest.status(), clock.clone())),
         auth,
         tickets: Arc::new(Tickets::new(clock.clone())),
         sessions: Arc::new(CookieSessions::new(clock.clone())),

@@ -42,6 +42,7 @@ use crate::{
     clock::SharedClock,
     hub::Hub,
     ingest::StatusReceiver,
+    lookup::Lookup,
     webhooks::{self, Webhooks},
 };
 
@@ -63,6 +64,8 @@ pub struct Parts {
     pub status: StatusReceiver,
     /// Endpoints and their deliveries.
     pub webhooks: Webhooks,
+    /// What clients ask of upstream.
+    pub lookup: Arc<Lookup>,
     /// Who is asking.
     pub auth: Arc<Auth>,
     /// Single-use tickets for URLs.

@@ -36,7 +36,7 @@ pub mod status;
 mod sweep;
 mod tail;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod totals;
 mod upstream;
 mod walk;

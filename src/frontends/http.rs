@@ -10,6 +10,7 @@
 //! | [`guard`] | what is checked before any handler, and what every answer carries |
 //! | [`body`] | JSON bodies in, spliced bytes out |
 //! | [`events`] | history and single events |
+//! | [`lookup`] | the documented paths of the API, through the gateway |
 //! | [`stream`] | the stream as a whole, subscribers, tickets |
 //! | [`webhooks`] | endpoints, deliveries, replays |
 //! | [`openapi`] | the document |
@@ -19,6 +20,7 @@ pub mod body;
 pub mod events;
 pub mod guard;
 pub mod landing;
+pub mod lookup;
 pub mod openapi;
 pub mod routes;
 pub mod stream;

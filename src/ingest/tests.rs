@@ -10,7 +10,7 @@ mod nats;
 mod overload;
 mod provenance;
 mod repair;
-pub(super) mod rig;
+pub(crate) mod rig;
 mod share;
 mod sims;
 mod store;
