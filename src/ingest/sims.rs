@@ -5,9 +5,9 @@
 //! and then it looks up which SIM is in a device, and a device that moved to another SIM is told as `sim_linked`. What
 //! was told is kept ([`record`]) after it is durable, so a crash repeats a read and never an event.
 //!
-//! Turns come at a fifth of the allowance at most (80 of 400 a minute, a quarter of these for devices), only from what
-//! the budget has to spare (`Gate::has_spare`), or at least once in [`FLOOR_PAUSE`], and at that pace only while rows of
-//! activity wait: the tail never waits for any of it.
+//! Turns come at a fifth of the allowance (80 of 400 a minute, a quarter of these for devices) while the budget has
+//! something to spare (`Gate::has_spare`), else at a tenth, since details of single events would take all there is; and
+//! at the floor of the class only ([`FLOOR_PAUSE`]) while rows of activity wait. The tail outranks all of it.
 
 mod devices;
 mod diff;
@@ -45,11 +45,13 @@ use crate::{
     log::{ReadPage, follow::Follower},
 };
 
-/// Share of the allowance that sessions and devices get together, hundredths.
+/// Share of the allowance that sessions and devices get together, hundredths: where there is something to spare, and
+/// in any case.
 const SHARE: u32 = 20;
+const SURE_SHARE: u32 = 10;
 /// One turn in so many is a device's.
 const DEVICE_TURN: u32 = 4;
-/// Longest wait for the budget to have something to spare; the floor of the class gives as much.
+/// From turn to turn while rows of activity wait; the floor of the class gives as much.
 const FLOOR_PAUSE: Duration = Duration::from_secs(12);
 /// How often it is looked whether there is something to spare.
 const SPARE_LOOK: Duration = Duration::from_millis(250);
@@ -154,6 +156,10 @@ struct Task<'s> {
     asked_at: Instant,
     /// Place in the log that is noted, and when.
     noted: (u64, Instant),
+    /// Reads of sessions, and how many a minute lately, counted from then.
+    reads: u32,
+    per_minute: f64,
+    paced: (Instant, u32),
 }
 
 impl<'s> Task<'s> {
@@ -190,6 +196,9 @@ impl<'s> Task<'s> {
             next_at: now + LOOK,
             asked_at: now,
             noted,
+            reads: 0,
+            per_minute: 0.0,
+            paced: (now, 0),
         }
     }
 
@@ -225,22 +234,26 @@ impl<'s> Task<'s> {
         }
     }
 
-    /// Turns in a minute, as long as there is something to spare.
-    fn turns_per_minute(&self) -> u32 {
-        (self.session.upstream.allowance() * SHARE / 100).max(1)
+    /// From turn to turn at a share of the allowance.
+    fn pause(&self, share: u32) -> Duration {
+        Duration::from_secs(60) / (self.session.upstream.allowance() * share / 100).max(1)
     }
 
     /// One request at most, if one is due and may be sent.
     async fn turn(&mut self) -> Result<(), Stopped> {
         let now = self.session.clock.now();
         let is_backlog = self.session.board.status().backlog_rows.is_some();
-        let may = !is_backlog && self.session.upstream.has_spare();
-        if !may && self.asked_at.elapsed() < FLOOR_PAUSE {
-            self.next_at = Instant::now() + SPARE_LOOK;
+        let pause = match is_backlog {
+            true => FLOOR_PAUSE,
+            false if self.session.upstream.has_spare() => self.pause(SHARE),
+            false => self.pause(SURE_SHARE),
+        };
+        let since = self.asked_at.elapsed();
+        if since < pause {
+            self.next_at = Instant::now() + (pause - since).min(SPARE_LOOK);
             return Ok(());
         }
-        let pause = Duration::from_secs(60) / self.turns_per_minute();
-        self.next_at = Instant::now() + pause;
+        self.next_at = Instant::now() + SPARE_LOOK;
         self.turns = self.turns.wrapping_add(1);
         let device = match self.turns.is_multiple_of(DEVICE_TURN) {
             true => self.devices.next(now),
@@ -250,17 +263,31 @@ impl<'s> Task<'s> {
         match (device.or_else(|| sim.is_none().then(|| self.devices.next(now)).flatten()), sim) {
             (Some(device), _) => self.look_up(&device).await?,
             (None, Some(iccid)) => self.read_sessions(&iccid).await?,
-            (None, None) => self.next_at = Instant::now() + LOOK.max(pause),
+            (None, None) => self.next_at = Instant::now() + LOOK,
         }
-        let sims_share = f64::from(DEVICE_TURN - 1) / f64::from(DEVICE_TURN);
-        let mut shown = self.schedule.shown(now, f64::from(self.turns_per_minute()) * sims_share);
+        self.show(now);
+        Ok(())
+    }
+
+    /// Shows how the fleet stands, at the pace of the last minute or so.
+    fn show(&mut self, now: Timestamp) {
+        let (since, before) = self.paced;
+        let minutes = since.elapsed().as_secs_f64() / 60.0;
+        if minutes >= 1.0 {
+            self.per_minute = f64::from(self.reads - before) / minutes;
+            self.paced = (Instant::now(), self.reads);
+        }
+        // What could be asked for, where less was due.
+        let sure =
+            60.0 / self.pause(SURE_SHARE).as_secs_f64() * f64::from(DEVICE_TURN - 1) / f64::from(DEVICE_TURN);
+        let mut shown = self.schedule.shown(now, self.per_minute.max(sure));
         shown["devices"] = self.devices.len().into();
         self.session.board.update(|status| status.sims = shown);
-        Ok(())
     }
 
     async fn read_sessions(&mut self, iccid: &Iccid) -> Result<(), Stopped> {
         self.asked_at = Instant::now();
+        self.reads = self.reads.wrapping_add(1);
         let key = format!("{}{iccid}", record::SIM);
         let before = match record::load::<SimRecord>(self.bus, &key).await {
             Ok(record) => record.unwrap_or_default(),

@@ -4,6 +4,7 @@ mod account;
 mod adversary;
 mod capabilities;
 mod edges;
+mod fleet;
 mod ledger;
 mod logs;
 mod nats;
