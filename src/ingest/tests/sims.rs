@@ -132,6 +132,18 @@ async fn every_session_is_told_where_an_open_one_has_no_end_at_all() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn every_session_is_told_over_a_bad_line() {
+    let transport = faults::Transport {
+        reset: 0.1,
+        reset_in_body: 0.1,
+        truncate_json: 0.1,
+        html: 0.05,
+        ..Default::default()
+    };
+    sessions_come_true(Faults { transport, ..Faults::default() }).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_sim_with_many_sessions_is_read_page_by_page() {
     let rig = rig(Faults::default()).await;
     let iccid = rig.sim.fleet()[0].iccid.clone();
