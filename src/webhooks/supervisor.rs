@@ -396,8 +396,10 @@ impl Supervisor {
     /// What the log must keep for the slowest endpoint.
     fn hold(&self) {
         let table = self.tools.table.read();
-        // One that is not served has a position that is not known here.
-        let all_served = table.endpoints.keys().all(|id| self.tasks.contains_key(id));
+        // One that is not served has a position that is not known here; one that can't be read is served when its key is back.
+        let all_served = table.synced
+            && table.unreadable.is_empty()
+            && table.endpoints.keys().all(|id| self.tasks.contains_key(id));
         let settled = self.tasks.values().map(|task| task.live.core.lock().settled()).min();
         let hold = match (all_served, settled) {
             (true, settled) => settled,
