@@ -2,7 +2,7 @@
 //!
 //! One task per endpoint and its own window are what keeps receivers from hurting each other: one that hangs holds
 //! its own requests and nothing else. The task never waits for the store: checkpoints are copies that the supervisor
-//! takes of [`Core`]. It stops sending where it may no longer be the owner ([`Members::valid`](super::ownership::Members::valid)), and where copies can't
+//! takes of [`Core`]. It stops sending where it may no longer be the owner ([`Members::holds`](super::ownership::Members::holds)), and where copies can't
 //! be written, since what it sent meanwhile would all be sent again after a crash.
 
 mod settle;
@@ -67,6 +67,8 @@ pub struct Live {
 /// See the head of this file.
 pub struct Courier {
     tools: Arc<Tools>,
+    /// See [`Members::term`](super::ownership::Members::term).
+    term: u64,
     live: Arc<Live>,
     order: watch::Receiver<Order>,
     current: Order,
@@ -95,11 +97,12 @@ impl std::fmt::Debug for Courier {
 }
 
 impl Courier {
-    /// A courier that goes on where `live` stands.
-    pub fn new(tools: Arc<Tools>, live: Arc<Live>, order: watch::Receiver<Order>) -> Self {
+    /// A courier that goes on where `live` stands, as long as the term lasts in which the endpoint was taken over.
+    pub fn new(tools: Arc<Tools>, term: u64, live: Arc<Live>, order: watch::Receiver<Order>) -> Self {
         let current = order.borrow().clone();
         Self {
             tools,
+            term,
             live,
             order,
             current,
@@ -263,7 +266,7 @@ impl Courier {
             && endpoint.disabled.is_none()
             && !self.disabling
             && *self.live.saves.borrow()
-            && self.tools.members.valid()
+            && self.tools.members.holds(self.term)
     }
 
     /// Opens the source of the endpoint's own feed, and of the replay whose turn it is.
@@ -474,7 +477,7 @@ impl Courier {
 
     /// What is on its way is given up when this gateway may no longer be the owner: whoever is sends it again.
     fn look_after_validity(&mut self) {
-        if self.posts.is_empty() || self.tools.members.valid() {
+        if self.posts.is_empty() || self.tools.members.holds(self.term) {
             return;
         }
         tracing::warn!(webhook = self.current.endpoint.id, "deliveries are given up: the lease ran out");

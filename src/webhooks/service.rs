@@ -272,6 +272,12 @@ impl Webhooks {
         self.live(id)
     }
 
+    /// Endpoints that this gateway serves.
+    #[cfg(test)]
+    pub(super) fn served(&self) -> usize {
+        self.tools.lives.read().len()
+    }
+
     #[cfg(test)]
     pub(super) fn any_live(&self) -> Option<Arc<Live>> {
         self.tools.lives.read().values().next().cloned()

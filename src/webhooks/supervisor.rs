@@ -97,6 +97,8 @@ impl Table {
 struct Task {
     live: Arc<Live>,
     order: watch::Sender<Order>,
+    /// In which it was taken over.
+    term: u64,
     /// Of its checkpoint.
     revision: u64,
     /// Since when copies have not been written.
@@ -276,8 +278,8 @@ impl Supervisor {
         }
         let claimed = stream::iter(claims.into_iter().map(|order| claim(tools.clone(), order)));
         let claimed: Vec<_> = claimed.buffer_unordered(CLAIMS).collect().await;
-        for (order, revision, core) in claimed.into_iter().flatten() {
-            self.start(order, revision, core);
+        for claimed in claimed.into_iter().flatten() {
+            self.start(claimed);
         }
     }
 
@@ -286,16 +288,16 @@ impl Supervisor {
         self.tools.auth.named(&endpoint.created_by)
     }
 
-    fn start(&mut self, order: Order, revision: u64, core: Core) {
+    fn start(&mut self, Claimed { order, term, revision, core }: Claimed) {
         let id = order.endpoint.id.clone();
         let live = Arc::new(Live { core: Mutex::new(core), saves: watch::Sender::new(true) });
         let (sender, receiver) = watch::channel(order);
         let (stop, lost) = (CancellationToken::new(), CancellationToken::new());
-        let courier = Courier::new(self.tools.clone(), live.clone(), receiver);
+        let courier = Courier::new(self.tools.clone(), term, live.clone(), receiver);
         let handle = AbortOnDropHandle::new(tokio::spawn(courier.run(stop.clone(), lost.clone())));
         self.tools.lives.write().insert(id.clone(), live.clone());
-        let task =
-            Task { live, order: sender, revision, unsaved_since: None, stop, lost, handle, leaving: None };
+        let (unsaved_since, leaving) = (None, None);
+        let task = Task { live, order: sender, term, revision, unsaved_since, stop, lost, handle, leaving };
         self.tasks.insert(id, task);
     }
 
@@ -347,7 +349,9 @@ impl Supervisor {
     /// Takes leave of couriers that have ended.
     async fn reap(&mut self) {
         let overdue = |task: &Task| task.leaving.is_some_and(|since| since.elapsed() >= HANDOVER_MAX);
-        self.tasks.values().filter(|task| overdue(task)).for_each(|task| task.lost.cancel());
+        let term = self.tools.members.term();
+        let over = |task: &&Task| overdue(task) || task.term != term;
+        self.tasks.values().filter(over).for_each(|task| task.lost.cancel());
         let ended: Vec<String> = self
             .tasks
             .iter()
@@ -484,9 +488,20 @@ async fn write(tools: &Tools, id: &str, saved: &Checkpoint, revision: u64) -> Re
     }
 }
 
+/// An endpoint that was taken over.
+struct Claimed {
+    order: Order,
+    term: u64,
+    /// Of its checkpoint.
+    revision: u64,
+    core: Core,
+}
+
 /// Takes an endpoint over, if nobody serves it.
-async fn claim(tools: Arc<Tools>, order: Order) -> Option<(Order, u64, Core)> {
+async fn claim(tools: Arc<Tools>, order: Order) -> Option<Claimed> {
     let id = order.endpoint.id.clone();
+    // Before anything is looked at: what is found may be somebody else's in a later one.
+    let term = tools.members.term();
     let taken = async {
         let Some(At { value: mut saved, revision }) = tools.store.checkpoint(&id).await? else {
             tracing::error!(
@@ -496,7 +511,7 @@ async fn claim(tools: Arc<Tools>, order: Order) -> Option<(Order, u64, Core)> {
             tools.store.create_checkpoint(&id, &Checkpoint::earliest(tools.hub.log())).await?;
             return Ok(None);
         };
-        if !tools.members.may_take(&saved.owner) {
+        if !tools.members.may_take(&saved.owner).await? {
             return Ok(None);
         }
         saved.owner = tools.members.me().to_owned();
@@ -507,7 +522,7 @@ async fn claim(tools: Arc<Tools>, order: Order) -> Option<(Order, u64, Core)> {
         Ok(Ok(Some((saved, revision)))) => {
             let (now, wall) = (Instant::now(), tools.clock.now());
             let core = Core::restore(&order.endpoint, saved, tools.hub.log(), now, wall);
-            Some((order, revision, core))
+            Some(Claimed { order, term, revision, core })
         }
         Ok(Ok(None)) | Ok(Err(StoreError::Kv(KvError::Conflict))) => None,
         Ok(Err(error)) => {
