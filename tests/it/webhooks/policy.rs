@@ -126,6 +126,18 @@ async fn a_token_s_fields_and_filter_hold_for_its_webhooks(bus: Bus) {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
+    let again = path(&format!("/deliveries/{}/retry", dead[0]["id"].as_str().unwrap()));
+    told.push(ask(at, MASKED, &again, Some(json!({}))).await);
+    let retried = || {
+        let seen = seen.0.lock().unwrap();
+        let of_it = |headers: &HeaderMap| headers["webhook-id"].to_str().unwrap() == event_id;
+        seen.iter().filter(|(headers, _)| headers.contains_key("webhook-replay") && of_it(headers)).count()
+    };
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while retried() < 3 {
+        assert!(tokio::time::Instant::now() < deadline, "{} of 3", retried());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     let seen = seen.0.lock().unwrap().clone();
     let replayed = seen.iter().filter(|(headers, _)| headers.contains_key("webhook-replay")).count();
     assert!(replayed >= dead.len() * 2, "{replayed} replayed, {} were given up", dead.len());
