@@ -212,7 +212,7 @@ impl Courier {
         }
         for replay in self.current.replays.iter() {
             match core.replays.get_mut(&replay.id) {
-                Some(running) if !running.is_known() => running.learn(replay.clone(), now),
+                Some(running) if running.replay.is_none() => running.learn(replay.clone(), now),
                 Some(_) => {}
                 // What is watched may be a moment old, and a replay that has ended must not begin again.
                 None if self.known.insert(replay.id.clone()) => {
@@ -302,9 +302,11 @@ impl Courier {
     /// The replay whose turn it is: single events first, then in the order in which they were asked for.
     fn turn(&self) -> Option<(String, Replay, u64)> {
         let core = self.live.core.lock();
-        let open = core.replays.iter().filter(|(_, running)| running.is_known() && !running.exhausted);
-        open.min_by_key(|(id, one)| (one.replay.seq.is_none(), one.replay.created_at, (*id).clone()))
-            .map(|(id, one)| (id.clone(), one.replay.clone(), one.feed.cursor()))
+        let open = core.replays.iter().filter(|(_, running)| !running.exhausted);
+        let known = open.filter_map(|(id, one)| Some((id, one.replay.as_ref()?, one.feed.cursor())));
+        known
+            .min_by_key(|(id, replay, _)| (replay.seq.is_none(), replay.created_at, (*id).clone()))
+            .map(|(id, replay, reached)| (id.clone(), replay.clone(), reached))
     }
 
     fn trouble(&mut self, error: &str) {
@@ -348,6 +350,16 @@ impl Courier {
         match supply {
             // Taken up by the next pump.
             Supply::Events => {}
+            Supply::Gone(events) => {
+                if let FeedKey::Replay(id) = &key {
+                    let mut core = self.live.core.lock();
+                    core.totals.skipped += events;
+                    if let Some(running) = core.replays.get_mut(id) {
+                        running.progress.skipped += events;
+                    }
+                    core.changed = true;
+                }
+            }
             Supply::Gap(gap) => self.lost(&key, &gap),
             Supply::End => {
                 if let FeedKey::Replay(id) = &key {
@@ -368,9 +380,15 @@ impl Courier {
         }
     }
 
-    /// A range of the log is gone. It is told before the cursor passes it.
+    /// A range of the log is gone. It is told before the cursor passes it; of a replay, whose events were sent once or
+    /// told then, it is counted.
     fn lost(&mut self, key: &FeedKey, gap: &Gap) {
-        if *key != FeedKey::Live {
+        if let FeedKey::Replay(id) = key {
+            let mut core = self.live.core.lock();
+            if let Some(running) = core.replays.get_mut(id) {
+                running.lose(gap);
+            }
+            core.changed = true;
             return;
         }
         tracing::error!(
@@ -434,7 +452,7 @@ impl Courier {
         }
         for key in replays {
             let FeedKey::Replay(id) = key else { continue };
-            let Some(running) = core.replays.get_mut(id).filter(|running| running.is_known()) else {
+            let Some(running) = core.replays.get_mut(id).filter(|running| running.replay.is_some()) else {
                 continue;
             };
             if !due(&running.feed) {
@@ -592,11 +610,11 @@ impl Courier {
         let mut core = live.core.lock();
         let asked: Vec<&str> = self.current.replays.iter().map(|replay| replay.id.as_str()).collect();
         // A position whose request is no more.
-        core.replays.retain(|id, running| running.is_known() || asked.contains(&id.as_str()));
+        core.replays.retain(|id, running| running.replay.is_some() || asked.contains(&id.as_str()));
         let mut closed = Vec::new();
         for (id, running) in &core.replays {
             let is_cancelled = !asked.contains(&id.as_str());
-            if !running.is_known() || self.closing.contains(id) || !(running.is_done() || is_cancelled) {
+            if running.replay.is_none() || self.closing.contains(id) || !(running.is_done() || is_cancelled) {
                 continue;
             }
             let state = if is_cancelled { ReplayState::Cancelled } else { ReplayState::Done };

@@ -691,6 +691,10 @@ impl Webhooks {
         let edge = self.tools.hub.edge().seq;
         let oldest = pending.iter().filter_map(|unit| unit.first_attempt_us).min();
         let is_quiet = pending.is_empty() && position.live.cursor >= edge;
+        let lag_seconds = match is_quiet {
+            true => 0.0,
+            false => self.tools.lag_seconds(settled).await.unwrap_or(0.0),
+        };
         Ok(Stats {
             condition,
             failing_since: position.failing_since,
@@ -701,7 +705,7 @@ impl Webhooks {
                 .filter(|unit| unit.attempts > 0)
                 .map(|unit| unit.members.len() as u64)
                 .sum(),
-            lag_seconds: if is_quiet { 0.0 } else { self.tools.lag_seconds(settled).unwrap_or(0.0) },
+            lag_seconds,
             oldest_attempt_at: oldest.and_then(|us| Timestamp::from_microsecond(us).ok()),
             totals: position.totals,
             owner: position.owner,

@@ -117,6 +117,8 @@ pub struct Supervisor {
     tools: Arc<Tools>,
     tasks: BTreeMap<String, Task>,
     leftovers: Leftovers,
+    /// The lag that is being looked up for the metric.
+    lag: Option<AbortOnDropHandle<()>>,
 }
 
 /// Positions without an endpoint.
@@ -131,7 +133,7 @@ enum Leftovers {
 
 impl Supervisor {
     pub(super) fn new(tools: Arc<Tools>) -> Self {
-        Self { tools, tasks: BTreeMap::new(), leftovers: Leftovers::Unknown }
+        Self { tools, tasks: BTreeMap::new(), leftovers: Leftovers::Unknown, lag: None }
     }
 
     /// Serves until `draining`, then gives everything up; `stop` ends it at once.
@@ -414,7 +416,7 @@ impl Supervisor {
         let _ = self.tools.hub.log().hold(hold);
     }
 
-    fn report(&self) {
+    fn report(&mut self) {
         let mut failing = 0;
         let mut slowest = None;
         for task in self.tasks.values() {
@@ -425,10 +427,19 @@ impl Supervisor {
             failing += usize::from(is_failing);
             slowest = Some(slowest.unwrap_or(u64::MAX).min(settled));
         }
-        let lag_s = slowest.and_then(|settled| self.tools.lag_seconds(settled)).unwrap_or(0.0);
         metrics::gauge!(names::OWNED).set(self.tasks.len() as f64);
         metrics::gauge!(names::FAILING).set(failing as f64);
-        metrics::gauge!(names::LAG_SECONDS).set(lag_s);
+        // A disk that is slow holds up this figure and nothing else.
+        if self.lag.as_ref().is_none_or(AbortOnDropHandle::is_finished) {
+            let tools = self.tools.clone();
+            self.lag = Some(AbortOnDropHandle::new(tokio::spawn(async move {
+                let lag_s = match slowest {
+                    Some(settled) => tools.lag_seconds(settled).await,
+                    None => None,
+                };
+                metrics::gauge!(names::LAG_SECONDS).set(lag_s.unwrap_or(0.0));
+            })));
+        }
     }
 
     /// Removes positions of endpoints that are no more: deleted while nobody served them. What looks like one is looked

@@ -14,6 +14,8 @@ use crate::{
     webhooks::{
         endpoint::Condition,
         notices,
+        service::ReplayRequest,
+        store::Only,
         testing::{Act, Receiver},
     },
 };
@@ -124,4 +126,60 @@ async fn a_restart_days_later_removes_nothing_that_is_still_to_be_sent() {
     bus.log().hold(None);
     bus.log().maintain(clock.now()).unwrap();
     assert!(bus.log().begins_at() > 1, "all of it was older than is kept");
+}
+
+/// What a replay passes over is counted: one event that was asked for by its id, and positions of what is read in order,
+/// events or notices.
+#[tokio::test]
+async fn a_replay_of_what_is_gone_says_how_much_of_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = || embedded::Config { path: Some(dir.path().to_owned()), ..config() };
+    let clock = clock::system();
+    let receiver = Receiver::deciding(|got| match got.header("webhook-id") {
+        Some("e0") => Act::Status(500),
+        _ => Act::Status(200),
+    })
+    .await;
+    let bus = Embedded::open(config(), clock.clone()).unwrap();
+    let rig = Rig::on(bus.clone(), Vec::new(), clock.clone(), None);
+    let mut settings = rig.settings(&receiver);
+    settings.retry_schedule = vec![0];
+    let (shown, _) = rig.create(settings).await;
+    let id = shown.endpoint.id.clone();
+    let gateway = rig.serve();
+    let settled = |count: u64| {
+        rig.any_live().is_some_and(|live| {
+            let totals = live.core.lock().totals.clone();
+            totals.delivered + totals.dead_lettered == count
+        })
+    };
+    rig.append(0..10).await;
+    rig.until("the first are settled", || settled(10)).await;
+    rig.append(10..100).await;
+    rig.until("all are settled", || settled(100)).await;
+    gateway.stop().await;
+    // Asked for before, done after: as a replay that waits for its turn, or for a gateway.
+    let all = rig.webhooks.replay(&rig.admin, &id, ReplayRequest::default()).await.unwrap();
+    let failed = ReplayRequest { only: Only::Failed, ..ReplayRequest::default() };
+    let failed = rig.webhooks.replay(&rig.admin, &id, failed).await.unwrap();
+    let one = rig.webhooks.retry(&rig.admin, &id, "dlv_1").await.unwrap();
+    assert_eq!((all.count, failed.count, one.count), (100, 1, 1));
+    let log = bus.log();
+    log.hold(None);
+    log.maintain(clock.now()).unwrap();
+    let (begins_at, last) = (log.begins_at(), log.bounds().last_seq);
+    assert!((15..80).contains(&begins_at), "the notice is gone, and some of the rest: {begins_at}");
+    // Not from memory either.
+    bus.shutdown().await;
+    drop((rig, bus));
+    let rig = Rig::on(Embedded::open(config(), clock.clone()).unwrap(), Vec::new(), clock.clone(), None);
+    let gateway = rig.serve();
+    let mut ended = Vec::new();
+    for replay in [&all, &failed, &one] {
+        rig.until_replayed(&id, &replay.id).await;
+        let done = rig.webhooks.get_replay(&rig.admin, &id, &replay.id).await.unwrap();
+        ended.push((done.progress.delivered, done.progress.skipped, done.progress.lost));
+    }
+    assert_eq!(ended, [(last + 1 - begins_at, 0, begins_at - 1), (0, 0, begins_at - 1), (0, 1, 0)]);
+    gateway.stop().await;
 }
