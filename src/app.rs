@@ -319,6 +319,8 @@ fn embedded_config(config: &Config) -> embedded::Config {
         late_after: late_after(config),
         retention_days: config.embedded.retention_days,
         retention_bytes: config.embedded.retention_bytes,
+        // The webhooks.
+        has_reader: true,
         ..embedded::Config::default()
     }
 }
