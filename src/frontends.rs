@@ -20,6 +20,7 @@ pub mod info;
 pub mod listener;
 pub mod params;
 pub mod registry;
+pub mod sims;
 pub mod sse;
 pub mod websocket;
 
@@ -42,6 +43,7 @@ use crate::{
     clock::SharedClock,
     hub::Hub,
     ingest::StatusReceiver,
+    views::registry as sim_registry,
     webhooks::{self, Webhooks},
 };
 
@@ -63,6 +65,10 @@ pub struct Parts {
     pub status: StatusReceiver,
     /// Endpoints and their deliveries.
     pub webhooks: Webhooks,
+    /// What is known of each SIM.
+    pub sims: sim_registry::Handle,
+    /// Page tokens of lists of SIMs.
+    pub sim_tokens: sim_registry::Tokens,
     /// Who is asking.
     pub auth: Arc<Auth>,
     /// Single-use tickets for URLs.

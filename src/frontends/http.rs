@@ -10,6 +10,7 @@
 //! | [`guard`] | what is checked before any handler, and what every answer carries |
 //! | [`body`] | JSON bodies in, spliced bytes out |
 //! | [`events`] | history and single events |
+//! | [`sims`] | what is known of SIMs |
 //! | [`stream`] | the stream as a whole, subscribers, tickets |
 //! | [`webhooks`] | endpoints, deliveries, replays |
 //! | [`openapi`] | the document |
@@ -21,6 +22,7 @@ pub mod guard;
 pub mod landing;
 pub mod openapi;
 pub mod routes;
+pub mod sims;
 pub mod stream;
 mod trace;
 pub mod webhooks;

@@ -1,5 +1,6 @@
 //! The table of routes. The router is built from it and so is `/openapi.json`: what is documented is what runs.
 
+mod sims;
 mod webhooks;
 
 use axum::routing::{MethodRouter, get, post};
@@ -363,6 +364,8 @@ pub const TABLE: &[Route] = &[
         ],
         handler: Some(|| post(stream::ticket)),
     },
+    sims::LIST,
+    sims::GET,
     webhooks::LIST,
     webhooks::CREATE,
     webhooks::GET,

@@ -1,6 +1,7 @@
 //! The schemas of `/openapi.json`, written by hand: events leave as bytes that no type describes. Tests compare them
 //! with what the gateway really answers.
 
+mod sims;
 mod webhooks;
 
 use serde_json::{Map, Value, json};
@@ -34,6 +35,9 @@ pub fn all() -> Value {
             ("expires_in_s", json!({"type": "integer"})),
         ], &[]),
         "Error": object(&[("error", error())], &[]),
+        "Sim": sims::sim(&[]),
+        "SimDetails": sims::sim(&sims::as_of()),
+        "Sims": sims::page(),
         "Webhook": webhooks::endpoint(&[]),
         "WebhookMade": webhooks::endpoint(&[("secret", described(text(), "Shown this once."))]),
         "Webhooks": object(&[("webhooks", list_of("Webhook"))], &[]),
