@@ -318,7 +318,11 @@ impl Rules<'_, '_> {
             match sims::read(Path::new(path)) {
                 Ok(listed) => iccids.extend(listed),
                 Err(problems) => problems.into_iter().for_each(|problem| {
-                    self.wrong("sims.file", problem, "give one ICCID a line, in a file that this user may read");
+                    self.wrong(
+                        "sims.file",
+                        problem,
+                        "give one ICCID a line, in a file that this user may read",
+                    );
                 }),
             }
         }

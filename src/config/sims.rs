@@ -51,10 +51,10 @@ mod tests {
         let good = "# ours\n8947000000000000001\n\n  8947 0000 0000 0000 002F # spare\n";
         std::fs::write(&path, good).unwrap();
         let iccids = read(&path).unwrap();
-        assert_eq!(iccids.iter().map(Iccid::as_str).collect::<Vec<_>>(), [
-            "8947000000000000001",
-            "8947000000000000002"
-        ]);
+        assert_eq!(
+            iccids.iter().map(Iccid::as_str).collect::<Vec<_>>(),
+            ["8947000000000000001", "8947000000000000002"]
+        );
         std::fs::write(&path, format!("{good}12\nx\n")).unwrap();
         let problems = read(&path).unwrap_err();
         assert_eq!(problems.len(), 2);

@@ -551,7 +551,9 @@ fn the_default_file_is_right_and_complete() {
         .take_while(|line| !line.starts_with("#[[auth.tokens]]"))
         .map(|line| line.strip_prefix('#').filter(|rest| !rest.starts_with(' ')).unwrap_or(line))
         // Of two ways to give a key one is enough, and examples of keys and certificates are none.
-        .filter(|line| !["api_key_file", "secret_key", "ca_file", "file ="].iter().any(|name| line.starts_with(name)))
+        .filter(|line| {
+            !["api_key_file", "secret_key", "ca_file", "file ="].iter().any(|name| line.starts_with(name))
+        })
         .map(|line| format!("{line}\n"))
         .collect();
     let example = Case::new(&uncommented).load().unwrap();

@@ -110,7 +110,8 @@ fn may_see(principal: &Principal) -> Result<(), ApiError> {
     if !principal.scope.as_ref().is_some_and(Filter::names_types) {
         return Ok(());
     }
-    let message = "the token is limited to some event types, and what is known of a SIM comes from all of them";
+    let message =
+        "the token is limited to some event types, and what is known of a SIM comes from all of them";
     Err(ApiError::new(Code::Forbidden, message).hint("use a token whose filter has no event_type"))
 }
 

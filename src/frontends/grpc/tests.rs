@@ -4,6 +4,7 @@
 mod interact;
 mod live;
 mod services;
+mod sims;
 mod subscribe;
 mod unary;
 mod web;

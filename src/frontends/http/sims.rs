@@ -56,8 +56,8 @@ pub async fn get(
     uri: Uri,
 ) -> Result<Response, ApiError> {
     Params::parse(uri.query(), &context.limits)?.finish()?;
-    let Path(iccid) = iccid
-        .map_err(|_| ApiError::new(Code::InvalidParameter, "the ICCID is no UTF-8").field("iccid"))?;
+    let Path(iccid) =
+        iccid.map_err(|_| ApiError::new(Code::InvalidParameter, "the ICCID is no UTF-8").field("iccid"))?;
     let found = sims::find(&context, &principal, &iccid).await?;
     Ok(body::json(StatusCode::OK, &one(&found)))
 }

@@ -78,7 +78,7 @@ pub(super) fn write(directory: &Path, state: &State, cursor: Cursor) -> io::Resu
     let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
     let mut out = Summed { inner: BufWriter::with_capacity(1 << 16, file), crc32c: 0 };
     // One that only the configuration names comes back with it.
-    let sims = || state.sims.iter().filter(|(_, entry)| entry.events > 0);
+    let sims = || state.sims.iter().filter(|(_, entry)| !entry.is_blank());
     let head = Head {
         registry: VERSION,
         cursor: cursor.to_string(),

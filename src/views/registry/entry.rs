@@ -140,10 +140,8 @@ impl Entry {
             && let Some(usage) = &data.usage
             && let Some(current) = &usage.current_usage_mb
         {
-            let sample = Sample {
-                current_usage_mb: current.clone(),
-                period: usage.period.as_deref().map(Into::into),
-            };
+            let sample =
+                Sample { current_usage_mb: current.clone(), period: usage.period.as_deref().map(Into::into) };
             set(&mut self.sample, at, sample);
         }
         if keys.event_type.starts_with("session_")
@@ -151,6 +149,11 @@ impl Entry {
         {
             self.sessions.absorb(keys.event_type, session, at);
         }
+    }
+
+    /// Whether no event has said anything of it.
+    pub(super) fn is_blank(&self) -> bool {
+        *self == Self { configured: self.configured, ..Self::default() }
     }
 
     /// Its device was linked to another SIM.

@@ -156,9 +156,7 @@ impl Sessions {
         let folded = self.folded.as_ref().filter(|folded| folded.month == month);
         let folded = folded.map_or_else(Default::default, |folded| (folded.total, folded.sessions));
         let kept = self.kept.iter().filter(|record| Month::of_us(record.start_us) == Some(month));
-        kept.fold(folded, |(sum, count), record| {
-            (sum.plus(record.total().unwrap_or_default()), count + 1)
-        })
+        kept.fold(folded, |(sum, count), record| (sum.plus(record.total().unwrap_or_default()), count + 1))
     }
 }
 

@@ -156,7 +156,7 @@ impl Sim {
                 sessions,
             },
             events: entry.events,
-            source: if entry.events > 0 { Source::Log } else { Source::Config },
+            source: if entry.is_blank() { Source::Config } else { Source::Log },
         }
     }
 

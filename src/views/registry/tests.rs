@@ -338,7 +338,8 @@ async fn the_configuration_names_sims_and_no_more_are_kept_than_may_be() {
     let log = Arc::new(Log::in_memory(5));
     log.append(vec![simple(0, 0, 1).entry(0), simple(1, 0, 2).entry(1)]).unwrap();
     let iccids = vec![Iccid::parse(SIMS[2]).unwrap()];
-    let (handle, mut registry) = open(Config { iccids: iccids.clone(), sims_max: 2, ..config(None) }, &log, clock);
+    let (handle, mut registry) =
+        open(Config { iccids: iccids.clone(), sims_max: 2, ..config(None) }, &log, clock);
     let configured = handle.get(&iccids[0]).unwrap();
     assert_eq!((configured.source, configured.online, configured.last_event), (Source::Config, None, None));
     catch_up(&mut registry).await;
@@ -412,6 +413,11 @@ async fn pages_cover_all_sims_once_in_both_orders() {
             }
         }
     }
-    let page = handle.list(&Query { seen_since: Some(at(10)), seen_before: Some(at(20)), limit: 100, ..Query::default() });
+    let page = handle.list(&Query {
+        seen_since: Some(at(10)),
+        seen_before: Some(at(20)),
+        limit: 100,
+        ..Query::default()
+    });
     assert_eq!((page.total, page.as_of_time), (10, Some(at(1_000))));
 }

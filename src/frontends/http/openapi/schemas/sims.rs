@@ -8,8 +8,7 @@ use super::{
 
 /// A SIM, with what stands beside its fields where it is alone.
 pub(super) fn sim(beside: &[(&str, Value)]) -> Value {
-    let last_event =
-        object(&[("id", text()), ("type", text()), ("time", time()), ("cursor", cursor())], &[]);
+    let last_event = object(&[("id", text()), ("type", text()), ("time", time()), ("cursor", cursor())], &[]);
     let session = object(
         &[
             ("session_id", text()),
@@ -41,7 +40,8 @@ pub(super) fn sim(beside: &[(&str, Value)]) -> Value {
         ],
         &[],
     );
-    let names = json!({"type": "array", "items": {"type": "string", "enum": ["device_id", "msisdn", "network"]}});
+    let names =
+        json!({"type": "array", "items": {"type": "string", "enum": ["device_id", "msisdn", "network"]}});
     let mut fields = vec![
         ("iccid", described(nullable("string"), "Null where the token may not see it.")),
         ("msisdn", nullable("string")),
