@@ -31,6 +31,7 @@ use crate::{
     lifecycle::{Ended, Lifecycle},
     lookup::Lookup,
     observability::Metrics,
+    views::registry,
     webhooks::{
         self,
         attempts::{self, Attempts},
@@ -71,6 +72,9 @@ pub enum StartError {
     /// gRPC reflection can't be built.
     #[error(transparent)]
     Grpc(#[from] frontends::grpc::ReflectionError),
+    /// The system gives no random numbers.
+    #[error("the system gives no random numbers: {0}")]
+    Entropy(getrandom::Error),
     /// The thread for blocking work died.
     #[error("start-up was interrupted: {0}")]
     Interrupted(#[from] tokio::task::JoinError),
@@ -144,6 +148,10 @@ pub async fn start(config: Config, clock: SharedClock, metrics: Metrics) -> Resu
     );
     let auth = Arc::new(Auth::new(config.auth.clone(), clock.clone()));
     let (webhooks, supervisor) = webhooks::new(webhooks_parts(&config, &hub, &bus, &auth, &clock)?);
+    let (sims, registry) = {
+        let (config, log, clock) = (registry_config(&config), Arc::clone(bus.log()), clock.clone());
+        tokio::task::spawn_blocking(move || registry::open(config, &log, clock)).await?
+    };
     let limits = limits(&config.limits);
     let web = WebConfig {
         listen: vec![http.local_addr(), grpc.local_addr()],
@@ -156,6 +164,8 @@ pub async fn start(config: Config, clock: SharedClock, metrics: Metrics) -> Resu
         status: ingest.status(),
         webhooks,
         lookup: Arc::new(Lookup::new(&client, bus.clone(), ingest.status(), clock.clone())),
+        sims,
+        sim_tokens: registry::Tokens::new(&page_key()?),
         auth,
         tickets: Arc::new(Tickets::new(clock.clone())),
         sessions: Arc::new(CookieSessions::new(clock.clone())),
@@ -196,6 +206,7 @@ pub async fn start(config: Config, clock: SharedClock, metrics: Metrics) -> Resu
         draining: lifecycle.draining.clone(),
         stop: lifecycle.stop.clone(),
     };
+    lifecycle.spawn_background("registry", registry.run(lifecycle.stop.clone()));
     lifecycle.spawn_background("hub", hub.run(lifecycle.stop.clone()));
     lifecycle.spawn("http listener", http.serve(serve(routers.0, Protocol::Http1)));
     lifecycle.spawn("grpc listener", grpc.serve(serve(routers.1, Protocol::Http2AndHttp1)));
@@ -206,6 +217,13 @@ pub async fn start(config: Config, clock: SharedClock, metrics: Metrics) -> Resu
     lifecycle.spawn("history watch", watch_history(running.bus.clone(), lifecycle.clone()));
     tracing::info!(http = %running.http, grpc = %running.grpc, admin = %running.admin, "listening");
     Ok(running)
+}
+
+/// The key of page tokens; it need not outlive the process.
+fn page_key() -> Result<[u8; 32], StartError> {
+    let mut key = [0; 32];
+    getrandom::fill(&mut key).map_err(StartError::Entropy)?;
+    Ok(key)
 }
 
 async fn poll(ingest: Ingest, lifecycle: Lifecycle) {
@@ -345,6 +363,20 @@ pub fn jetstream_config(config: &Config) -> jetstream::Config {
     }
 }
 
+/// What is known of SIMs; on NATS beside the copy, whose own directory is emptied when the stream is another one.
+fn registry_config(config: &Config) -> registry::Config {
+    let directory = match config.bus {
+        BusKind::Embedded => config.embedded.path.join("views"),
+        BusKind::Nats => {
+            let mut beside = config.nats.cache_path.clone().into_os_string();
+            beside.push("-views");
+            beside.into()
+        }
+    };
+    let iccids = config.sims.iccids.clone();
+    registry::Config { directory: Some(directory), iccids, ..registry::Config::default() }
+}
+
 fn late_after(config: &Config) -> SignedDuration {
     SignedDuration::try_from(config.ingest.late_after).unwrap_or(SignedDuration::MAX)
 }
@@ -383,7 +415,7 @@ fn ingest_config(config: &Config) -> ingest::Config {
         details_wait: upstream.details_wait,
         lateness: config.ingest.lateness,
         sessions: upstream.sessions,
-        iccids: Vec::new(),
+        iccids: config.sims.iccids.clone(),
         shared: config.bus == BusKind::Nats,
         ids_kept_days: match config.bus {
             BusKind::Embedded => ingest::Config::default().ids_kept_days,

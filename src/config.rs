@@ -11,6 +11,7 @@ mod build;
 mod print;
 mod rules;
 pub mod schema;
+mod sims;
 mod source;
 mod tokens;
 mod value;
@@ -19,6 +20,7 @@ use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
 
 use crate::{
     auth,
+    event::Iccid,
     globalsim::{AuthStyle, KeySource},
     observability::LogConfig,
 };
@@ -51,6 +53,8 @@ pub struct Config {
     pub auth: auth::Config,
     /// `[webhooks]`
     pub webhooks: Webhooks,
+    /// `[sims]`
+    pub sims: Sims,
     /// `[limits]`
     pub limits: Limits,
     /// `[log]`
@@ -148,6 +152,13 @@ impl fmt::Debug for Confidential {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("***")
     }
+}
+
+/// `[sims]`
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Sims {
+    /// SIMs that are known without an event, from both keys, without repeats.
+    pub iccids: Vec<Iccid>,
 }
 
 /// `[webhooks]`

@@ -76,7 +76,7 @@ pub struct Event {
 }
 
 /// A mobile network as a SIM sees it. All codes are strings, since leading zeros count.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Network {
     /// Country name.

@@ -20,6 +20,7 @@ pub mod info;
 pub mod listener;
 pub mod params;
 pub mod registry;
+pub mod sims;
 pub mod sse;
 pub mod websocket;
 
@@ -43,6 +44,7 @@ use crate::{
     hub::Hub,
     ingest::StatusReceiver,
     lookup::Lookup,
+    views::registry as sim_registry,
     webhooks::{self, Webhooks},
 };
 
@@ -66,6 +68,10 @@ pub struct Parts {
     pub webhooks: Webhooks,
     /// What clients ask of upstream.
     pub lookup: Arc<Lookup>,
+    /// What is known of each SIM.
+    pub sims: sim_registry::Handle,
+    /// Page tokens of lists of SIMs.
+    pub sim_tokens: sim_registry::Tokens,
     /// Who is asking.
     pub auth: Arc<Auth>,
     /// Single-use tickets for URLs.

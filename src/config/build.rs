@@ -9,7 +9,7 @@ use std::{
 
 use super::{
     Admin, BusKind, Confidential, Config, Details, Effective, Embedded, Grpc, Http, Ingest, Limits, Mistake,
-    Mistakes, Nats, Upstream, Webhooks, rules,
+    Mistakes, Nats, Sims, Upstream, Webhooks, rules,
     schema::{self, Fallback, KEYS},
     source::{Located, Origin, Sources, collect, inline},
     tokens,
@@ -44,7 +44,9 @@ pub fn load(sources: &Sources) -> Result<Config, Mistakes> {
         return Err(Mistakes(mistakes));
     };
     let effective = values.effective(&tokens);
-    Ok(values.config(key, auth::Config { tokens }, checked.warnings, effective))
+    let mut config = values.config(key, auth::Config { tokens }, checked.warnings, effective);
+    config.sims.iccids = checked.iccids;
+    Ok(config)
 }
 
 /// The value of every key, and where it comes from.
@@ -209,6 +211,7 @@ impl Values {
                 attempts_days: self.small("webhooks.attempts_days"),
                 attempts_bytes: self.number("webhooks.attempts_bytes"),
             },
+            sims: Sims::default(),
             limits: Limits {
                 connections: self.count("limits.connections"),
                 subscriptions_per_connection: self.count("limits.subscriptions_per_connection"),

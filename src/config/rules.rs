@@ -7,9 +7,10 @@ use std::{
 
 use rustix::fs::Access;
 
-use super::{Mistake, Origin, build::Values, value::without_password};
+use super::{Mistake, Origin, build::Values, sims, value::without_password};
 use crate::{
     auth::TokenConfig,
+    event::Iccid,
     globalsim::{KeySource, Secret},
     webhooks::{
         outbound::{self, Proxy},
@@ -23,6 +24,8 @@ pub struct Checked {
     pub warnings: Vec<String>,
     /// The API key; None where that is a mistake.
     pub key: Option<KeySource>,
+    /// SIMs of both keys of `[sims]`.
+    pub iccids: Vec<Iccid>,
 }
 
 /// Checks what no single value shows.
@@ -37,7 +40,8 @@ pub fn check(values: &Values, tokens: &[TokenConfig], mistakes: &mut Vec<Mistake
     rules.exposure(tokens);
     rules.pseudonyms();
     rules.webhooks();
-    Checked { warnings: rules.warnings, key }
+    let iccids = rules.sims();
+    Checked { warnings: rules.warnings, key, iccids }
 }
 
 struct Rules<'v, 'm> {
@@ -304,6 +308,27 @@ impl Rules<'_, '_> {
                 "give a file of PEM certificates that this user may read",
             );
         }
+    }
+
+    /// The SIMs of both keys, in order and without repeats.
+    fn sims(&mut self) -> Vec<Iccid> {
+        let inline = self.values.list("sims.iccids");
+        let mut iccids: Vec<_> = inline.iter().filter_map(|text| Iccid::parse(text).ok()).collect();
+        if let Some(path) = self.values.set_text("sims.file") {
+            match sims::read(Path::new(path)) {
+                Ok(listed) => iccids.extend(listed),
+                Err(problems) => problems.into_iter().for_each(|problem| {
+                    self.wrong(
+                        "sims.file",
+                        problem,
+                        "give one ICCID a line, in a file that this user may read",
+                    );
+                }),
+            }
+        }
+        iccids.sort_unstable();
+        iccids.dedup();
+        iccids
     }
 
     fn pseudonyms(&mut self) {

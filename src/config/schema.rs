@@ -61,7 +61,7 @@ const fn key(path: &'static str, kind: Kind, default: Fallback, doc: &'static st
 }
 
 /// Every key, in the order of the default file.
-pub const KEYS: [Key; 52] = [
+pub const KEYS: [Key; 54] = [
     key(
         "upstream.name",
         Kind::Name,
@@ -305,6 +305,18 @@ pub const KEYS: [Key; 52] = [
         Kind::Size(16 << 20, 1 << 40),
         Is("\"1GiB\""),
         "Bytes that the log of attempts may take on this gateway.",
+    ),
+    key(
+        "sims.iccids",
+        Kind::Iccids,
+        Is("[]"),
+        "SIMs to know of before any event names them; they are listed as source config.",
+    ),
+    key(
+        "sims.file",
+        Kind::Path,
+        Unset("\"/etc/simcast/sims.txt\""),
+        "File of such SIMs, one ICCID a line; # begins a comment.",
     ),
     key(
         "limits.connections",

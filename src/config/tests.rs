@@ -439,6 +439,7 @@ fn other(key: &Key) -> String {
         Kind::Address => "127.0.0.1:1".into(),
         Kind::Url => "https://other.example".into(),
         Kind::Origins => "https://other.example".into(),
+        Kind::Iccids => "8901234567890123456".into(),
         Kind::Hosts => "other.example".into(),
         Kind::Networks => "10.1.0.0/16".into(),
         Kind::NatsUrls => "nats://other.example".into(),
@@ -448,12 +449,13 @@ fn other(key: &Key) -> String {
 }
 
 /// NATS wants more, files must exist, and a key is used by tokens only: they have tests of their own.
-const APART: [&str; 5] = [
+const APART: [&str; 6] = [
     "bus.kind",
     "upstream.api_key_file",
     "auth.pseudonym_key",
     "webhooks.secret_key_file",
     "webhooks.ca_file",
+    "sims.file",
 ];
 
 #[test]
@@ -549,7 +551,9 @@ fn the_default_file_is_right_and_complete() {
         .take_while(|line| !line.starts_with("#[[auth.tokens]]"))
         .map(|line| line.strip_prefix('#').filter(|rest| !rest.starts_with(' ')).unwrap_or(line))
         // Of two ways to give a key one is enough, and examples of keys and certificates are none.
-        .filter(|line| !["api_key_file", "secret_key", "ca_file"].iter().any(|name| line.starts_with(name)))
+        .filter(|line| {
+            !["api_key_file", "secret_key", "ca_file", "file ="].iter().any(|name| line.starts_with(name))
+        })
         .map(|line| format!("{line}\n"))
         .collect();
     let example = Case::new(&uncommented).load().unwrap();
@@ -561,7 +565,7 @@ fn the_default_file_is_right_and_complete() {
         }
     }
     let examples = KEYS.iter().filter(|key| matches!(key.default, Fallback::Unset(_)));
-    let left_out = ["upstream.api_key", "webhooks.secret_key", "webhooks.ca_file"];
+    let left_out = ["upstream.api_key", "webhooks.secret_key", "webhooks.ca_file", "sims.file"];
     let examples =
         examples.map(|key| key.path).filter(|path| !left_out.iter().any(|one| path.starts_with(one)));
     assert_eq!(changed, examples.collect::<Vec<_>>(), "all others are defaults");

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use super::source::Raw;
-use crate::observability::logs;
+use crate::{event::Iccid, observability::logs};
 
 /// Type of a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,6 +42,8 @@ pub enum Kind {
     Hosts,
     /// List of networks, `address/bits`.
     Networks,
+    /// List of ICCIDs.
+    Iccids,
     /// Log level or directives.
     Level,
 }
@@ -89,6 +91,7 @@ impl Kind {
             Self::Hosts => self.list(raw, loose, host),
             Self::Networks => self.list(raw, loose, network),
             Self::NatsUrls => self.list(raw, loose, nats_url),
+            Self::Iccids => self.list(raw, loose, iccid),
             _ => match raw {
                 Raw::Text(text) => self.text(text),
                 other => self.mistyped(other),
@@ -112,6 +115,7 @@ impl Kind {
             Self::Origins => r#"a list such as ["https://console.example.com"]"#.into(),
             Self::Hosts => r#"a list such as ["simcast.example.com"]"#.into(),
             Self::Networks => r#"a list such as ["127.0.0.0/8", "10.1.0.0/16"]"#.into(),
+            Self::Iccids => r#"a list such as ["8901234567890123456"]"#.into(),
             Self::NatsUrls => r#"a list such as ["nats://127.0.0.1:4222"]"#.into(),
             Self::StreamName => "1 to 32 characters of A-Z a-z 0-9 _ -".into(),
             Self::SubjectPrefix => "words of A-Z a-z 0-9 _ - with dots between, 64 characters at most".into(),
@@ -315,6 +319,13 @@ fn nats_url(text: &str) -> Result<String, Problem> {
         return problem("it is no address of a NATS server", cure);
     }
     Ok(format!("{scheme}://{authority}"))
+}
+
+fn iccid(text: &str) -> Result<String, Problem> {
+    match Iccid::parse(text) {
+        Ok(iccid) => Ok(iccid.into()),
+        Err(_) => problem(format!("{text:?} is no ICCID"), "give 18 to 22 digits"),
+    }
 }
 
 fn network(text: &str) -> Result<String, Problem> {

@@ -270,6 +270,16 @@ impl Filter {
         !self.iccid.is_empty() || !self.iccid_prefix.is_empty()
     }
 
+    /// Whether it asks for some event types only.
+    pub fn names_types(&self) -> bool {
+        !self.event_type.is_empty()
+    }
+
+    /// Whether it leaves out events by their flags.
+    pub fn excludes_flags(&self) -> bool {
+        self.exclude_flags != Flags::default()
+    }
+
     /// Whether an event matches.
     pub fn matches(&self, keys: &Keys<'_>) -> bool {
         if keys.gateway && !self.names_gateway_type(keys.event_type) {

@@ -4,7 +4,7 @@
 //! Identity is (event_id, iccid, event_type, timestamp); msisdn and device_id are joined at read time upstream and
 //! are not part of it (design section 3).
 
-use std::fmt;
+use std::{borrow::Borrow, fmt};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -58,6 +58,13 @@ impl Iccid {
             })
             .sum();
         sum.is_multiple_of(10)
+    }
+}
+
+/// Tables by ICCID are asked with the text of stored keys. Orders and hashes as its text does.
+impl Borrow<str> for Iccid {
+    fn borrow(&self) -> &str {
+        &self.0
     }
 }
 

@@ -192,11 +192,12 @@ struct SeenNetwork<'a> {
 }
 
 /// Borrowed where nothing in it is escaped. A type of its own, since serde borrows no `Cow` inside an `Option`.
-#[derive(Deserialize)]
-struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+#[derive(Debug, Deserialize)]
+pub(crate) struct Text<'a>(#[serde(borrow)] pub(crate) Cow<'a, str>);
 
 impl Text<'_> {
-    fn of<'a>(text: Option<&'a Text<'_>>) -> Option<&'a str> {
+    /// The text, where there is one.
+    pub(crate) fn of<'a>(text: Option<&'a Text<'_>>) -> Option<&'a str> {
         text.map(|text| text.0.as_ref())
     }
 }

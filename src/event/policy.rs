@@ -83,6 +83,11 @@ impl FieldPolicy {
         self.rewrite(self.iccid, iccid).map(Cow::into_owned)
     }
 
+    /// A phone number as this policy shows it.
+    pub fn show_msisdn(&self, msisdn: &str) -> Option<String> {
+        self.rewrite(self.msisdn, msisdn).map(Cow::into_owned)
+    }
+
     /// Rewrites a decoded event. A hidden ICCID leaves the event without `subject`, unless it has a stand-in.
     pub fn apply(&self, event: &mut Event) -> Shown {
         let iccid = event.iccid.take();

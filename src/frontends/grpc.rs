@@ -1,4 +1,4 @@
-//! gRPC and grpc-web: `simcast.v1.EventService` and `WebhookService`, health, reflection.
+//! gRPC and grpc-web: `simcast.v1.EventService`, `SimService` and `WebhookService`, health, reflection.
 //!
 //! The event streams are served by hand rather than by generated code, because what they carry is encoded already:
 //! the hub's bytes go from the log to every stream as they are ([`frame`]). Requests, control messages and errors
@@ -11,6 +11,7 @@
 //! | `subscribe`, `interact` | the streams |
 //! | `control`, `lifeline` | their control messages; what ends them |
 //! | `unary` | `ListEvents`, `GetEvent`, `GetStreamInfo` |
+//! | `sims` | `SimService`, ordinary tonic |
 //! | `webhooks` | `WebhookService`, ordinary tonic |
 //! | `status` | errors with google.rpc details |
 //! | `frame` | gRPC frames over shared bytes |
@@ -27,6 +28,7 @@ mod health;
 mod interact;
 mod lifeline;
 mod request;
+mod sims;
 mod status;
 mod subscribe;
 mod unary;
@@ -74,8 +76,9 @@ pub struct ReflectionError(#[from] tonic_reflection::server::Error);
 /// [`ReflectionError`], a defect of the build; retrying does not help.
 pub fn router(context: Context, config: Config) -> Result<axum::Router, ReflectionError> {
     let mut routes = Routes::new(EventService { context: context.clone() })
+        .add_service(sims::service(&context))
         .add_service(webhooks::service(&context))
-        .add_service(health::service(&context, &[EventService::NAME, webhooks::NAME]));
+        .add_service(health::service(&context, &[EventService::NAME, sims::NAME, webhooks::NAME]));
     if config.reflection {
         let builder = || {
             tonic_reflection::server::Builder::configure()

@@ -11,6 +11,7 @@
 //! | [`body`] | JSON bodies in, spliced bytes out |
 //! | [`events`] | history and single events |
 //! | [`lookup`] | the documented paths of the API, through the gateway |
+//! | [`sims`] | what is known of SIMs |
 //! | [`stream`] | the stream as a whole, subscribers, tickets |
 //! | [`webhooks`] | endpoints, deliveries, replays |
 //! | [`openapi`] | the document |
@@ -23,6 +24,7 @@ pub mod landing;
 pub mod lookup;
 pub mod openapi;
 pub mod routes;
+pub mod sims;
 pub mod stream;
 mod trace;
 pub mod webhooks;

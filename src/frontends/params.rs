@@ -143,10 +143,22 @@ impl Params {
     /// [`Code::InvalidParameter`] for a name that neither the filter nor the handler knows, with a suggestion;
     /// [`Code::InvalidFilter`] for a bad value.
     pub fn filter(self, limits: &Limits) -> Result<(Filter, Vec<String>), ApiError> {
+        self.filter_of(&FIELDS, limits)
+    }
+
+    /// The same for a path that knows some lists of the filter only.
+    ///
+    /// # Errors
+    /// As [`Params::filter`].
+    pub fn filter_of(
+        self,
+        fields: &[&'static str],
+        limits: &Limits,
+    ) -> Result<(Filter, Vec<String>), ApiError> {
         let mut lists: Vec<(&'static str, Vec<String>)> = Vec::new();
         for (name, value) in &self.left {
-            let Some(field) = FIELDS.iter().find(|field| *field == name) else {
-                return Err(unknown(name, FIELDS.iter().chain(&self.taken).copied()));
+            let Some(field) = fields.iter().find(|field| *field == name) else {
+                return Err(unknown(name, fields.iter().chain(&self.taken).copied()));
             };
             let values = split(value);
             match lists.iter_mut().find(|(known, _)| known == field) {

@@ -67,6 +67,7 @@ pub(crate) const ICCIDS: [&str; 3] = ["8947000000000000001", "894700000000000000
 /// The gateway.
 pub(crate) struct Fixture {
     supervisor: Mutex<Option<webhooks::supervisor::Supervisor>>,
+    registry: Mutex<Option<sim_registry::Registry>>,
     pub context: Context,
     pub upstream: watch::Sender<Arc<Status>>,
 }
@@ -122,12 +123,16 @@ impl Fixture {
         let (webhooks, supervisor) = webhooks::new(
             webhooks::Parts::in_memory(hub.clone(), bus.clone(), auth.clone(), clock.clone()).unwrap(),
         );
+        let (sims, registry) =
+            sim_registry::open(sim_registry::Config::default(), bus.log(), Arc::clone(&clock));
         let mut parts = Parts {
             lookup: nobody(&bus, &receiver, &clock),
             hub,
             bus,
             status: receiver,
             webhooks,
+            sims,
+            sim_tokens: sim_registry::Tokens::new(&[7; 32]),
             auth,
             tickets: Arc::new(Tickets::new(Arc::clone(&clock))),
             sessions: Arc::new(CookieSessions::new(Arc::clone(&clock))),
@@ -145,7 +150,12 @@ impl Fixture {
             started_at: at(0),
         };
         adjust(&mut parts);
-        Self { context: Context::new(parts), upstream, supervisor: Mutex::new(Some(supervisor)) }
+        Self {
+            context: Context::new(parts),
+            upstream,
+            supervisor: Mutex::new(Some(supervisor)),
+            registry: Mutex::new(Some(registry)),
+        }
     }
 
     /// Serves its webhooks, as a gateway does.
@@ -153,6 +163,20 @@ impl Fixture {
         let supervisor = self.supervisor.lock().take().unwrap();
         let (draining, stop) = (self.context.draining.clone(), self.context.stop.clone());
         tokio::spawn(supervisor.run(draining, stop));
+    }
+
+    /// Has the registry read the log, and waits until it has.
+    pub(crate) async fn know_sims(&self) {
+        let registry = self.registry.lock().take();
+        if let Some(registry) = registry {
+            tokio::spawn(registry.run(self.context.stop.clone()));
+        }
+        let caught_up = async {
+            while self.context.sims.lag() > 0 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), caught_up).await.unwrap();
     }
 
     /// Appends to the log as the bus would, with times that the test chooses.

@@ -4,6 +4,7 @@
 mod interact;
 mod live;
 mod services;
+mod sims;
 mod subscribe;
 mod unary;
 mod web;
@@ -37,6 +38,7 @@ use crate::{
     ingest::status::Status as Upstream,
     log::{Entry, Log},
     proto::{SubscribeRequest, SubscribeResponse, event_service_client::EventServiceClient},
+    views::registry::{Tokens, open},
     webhooks,
 };
 
@@ -128,12 +130,16 @@ impl Gateway {
         let auth = Arc::new(Auth::new(auth::Config { tokens: setup.tokens }, Arc::clone(&clock)));
         let parts = webhooks::Parts::in_memory(hub.clone(), bus.clone(), auth.clone(), clock.clone());
         let (webhooks, _) = webhooks::new(parts.unwrap());
+        let (sims, registry) = open(Default::default(), bus.log(), Arc::clone(&clock));
+        tokio::spawn(registry.run(stop_hub.clone()));
         let context = Context::new(Parts {
             lookup: crate::frontends::tests_support::nobody(&bus, &status, &clock),
             hub,
             bus,
             status,
             webhooks,
+            sims,
+            sim_tokens: Tokens::new(&[7; 32]),
             auth,
             tickets: Arc::new(Tickets::new(Arc::clone(&clock))),
             sessions: Arc::new(CookieSessions::new(Arc::clone(&clock))),

@@ -1,6 +1,7 @@
 //! The table of routes. The router is built from it and so is `/openapi.json`: what is documented is what runs.
 
 mod lookup;
+mod sims;
 mod webhooks;
 
 use axum::routing::{MethodRouter, get, post};
@@ -370,6 +371,8 @@ pub const TABLE: &[Route] = &[
     lookup::DEVICE_SIM,
     lookup::DEVICE_ACTIVITY,
     lookup::DEVICE_SESSIONS,
+    sims::LIST,
+    sims::GET,
     webhooks::LIST,
     webhooks::CREATE,
     webhooks::GET,

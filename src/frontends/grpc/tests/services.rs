@@ -31,7 +31,12 @@ async fn reflection_lists_the_services_in_both_versions() {
     let response = soon(responses.into_inner().message()).await.unwrap().unwrap();
     let Some(MessageResponse::ListServicesResponse(list)) = response.message_response else { panic!() };
     let names: Vec<_> = list.service.iter().map(|service| service.name.as_str()).collect();
-    for name in ["simcast.v1.EventService", "grpc.health.v1.Health", "grpc.reflection.v1.ServerReflection"] {
+    for name in [
+        "simcast.v1.EventService",
+        "simcast.v1.SimService",
+        "grpc.health.v1.Health",
+        "grpc.reflection.v1.ServerReflection",
+    ] {
         assert!(names.contains(&name), "{name} in {names:?}");
     }
 
@@ -67,7 +72,7 @@ async fn health_turns_when_draining_begins() {
     assert_eq!(status(soon(watch.message()).await.unwrap()), ServingStatus::Serving);
     let mut unknown = soon(client.watch(of("nobody"))).await.unwrap().into_inner();
     assert_eq!(status(soon(unknown.message()).await.unwrap()), ServingStatus::ServiceUnknown);
-    for service in ["", "simcast.v1.EventService"] {
+    for service in ["", "simcast.v1.EventService", "simcast.v1.SimService"] {
         let response = soon(client.check(of(service))).await.unwrap().into_inner();
         assert_eq!(response.status(), ServingStatus::Serving, "{service:?}");
     }

@@ -2,6 +2,7 @@
 //! with what the gateway really answers.
 
 mod lookup;
+mod sims;
 mod webhooks;
 
 use serde_json::{Map, Value, json};
@@ -38,6 +39,9 @@ pub fn all() -> Value {
             ("expires_in_s", json!({"type": "integer"})),
         ], &[]),
         "Error": object(&[("error", error())], &[]),
+        "Sim": sims::sim(&[]),
+        "SimDetails": sims::sim(&sims::as_of()),
+        "Sims": sims::page(),
         "Webhook": webhooks::endpoint(&[]),
         "WebhookMade": webhooks::endpoint(&[("secret", described(text(), "Shown this once."))]),
         "Webhooks": object(&[("webhooks", list_of("Webhook"))], &[]),

@@ -12,6 +12,7 @@ const METHODS: [&str; 5] = ["get", "post", "put", "patch", "delete"];
 #[tokio::test]
 async fn what_is_documented_runs_and_nothing_else_does() {
     let fixture = filled();
+    fixture.know_sims().await;
     let router = fixture.http();
     let document = get(&router, "/openapi.json").await.json();
     assert_eq!(document, openapi::document());
@@ -79,10 +80,12 @@ async fn documented_parameters_are_the_ones_that_are_read() {
     let names = |group: &[routes::Parameter]| group.iter().map(|p| p.name).collect::<Vec<_>>();
     assert_eq!(names(routes::FILTER), crate::event::filter::FIELDS);
     assert_eq!(names(routes::START), crate::frontends::params::START);
-    let history = routes::TABLE.iter().find(|route| route.id == "listEvents").unwrap();
-    for parameter in history.parameters.iter().flat_map(|group| group.iter()) {
+    let lists = routes::TABLE.iter().filter(|route| ["listEvents", "listSims"].contains(&route.id));
+    for (path, parameter) in lists
+        .flat_map(|route| route.parameters.iter().copied().flatten().map(|parameter| (route.path, parameter)))
+    {
         // An empty value is wrong for each of them; a name that is not read would be called unknown instead.
-        let answer = get(&router, &format!("/v1/events?{}=", parameter.name)).await;
+        let answer = get(&router, &format!("{path}?{}=", parameter.name)).await;
         let (status, _, message, field) = answer.error();
         assert_eq!((status, field.as_deref()), (400, Some(parameter.name)), "{message}");
         assert!(!message.contains("no parameter"), "{message}");
@@ -146,6 +149,7 @@ async fn answers_fit_their_schemas() {
         crate::log::Entry { sealed, identity: 1, content: 0 }
     });
     fixture.context.hub.log().append(entries.into()).unwrap();
+    fixture.know_sims().await;
     let guard = fixture.context.registry.connect(registry::Kind::Grpc, "anonymous", None).unwrap();
     let _subscription = guard.subscription("default", &json!({})).unwrap();
     let router = fixture.http();
@@ -160,6 +164,9 @@ async fn answers_fit_their_schemas() {
         ("GET", "/v1/events/evt_abc123~details/trace".to_owned(), "Trace"),
         ("GET", "/v1/events/gw_3/trace".to_owned(), "Trace"),
         ("GET", "/v1/stream".to_owned(), "Stream"),
+        ("GET", "/v1/sims?iccid=8901234567890123456".to_owned(), "Sims"),
+        ("GET", "/v1/sims".to_owned(), "Sims"),
+        ("GET", "/v1/sims/8901234567890123456".to_owned(), "SimDetails"),
         ("GET", "/v1/subscribers".to_owned(), "Subscribers"),
         ("POST", "/v1/tickets".to_owned(), "Ticket"),
         ("GET", "/v1/events/none".to_owned(), "Error"),
