@@ -42,6 +42,7 @@ use crate::{
     clock::SharedClock,
     hub::Hub,
     ingest::StatusReceiver,
+    views::report::Reports,
     webhooks::{self, Webhooks},
 };
 
@@ -61,6 +62,8 @@ pub struct Parts {
     pub bus: Arc<dyn Bus>,
     /// What the poller shows of itself.
     pub status: StatusReceiver,
+    /// What a period looked like.
+    pub reports: Reports,
     /// Endpoints and their deliveries.
     pub webhooks: Webhooks,
     /// Who is asking.

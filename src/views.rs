@@ -4,3 +4,5 @@
 //! holds. It is each gateway's own, on both buses.
 
 pub mod follow;
+pub mod report;
+pub mod rollup;

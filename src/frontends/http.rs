@@ -10,6 +10,7 @@
 //! | [`guard`] | what is checked before any handler, and what every answer carries |
 //! | [`body`] | JSON bodies in, spliced bytes out |
 //! | [`events`] | history and single events |
+//! | [`report`] | what a period looked like |
 //! | [`stream`] | the stream as a whole, subscribers, tickets |
 //! | [`webhooks`] | endpoints, deliveries, replays |
 //! | [`openapi`] | the document |
@@ -20,6 +21,7 @@ pub mod events;
 pub mod guard;
 pub mod landing;
 pub mod openapi;
+pub mod report;
 pub mod routes;
 pub mod stream;
 mod trace;

@@ -108,6 +108,7 @@ impl Fixture {
             webhooks::Parts::in_memory(hub.clone(), bus.clone(), auth.clone(), clock.clone()).unwrap(),
         );
         let mut parts = Parts {
+            reports: Reports::in_memory(bus.log()),
             hub,
             bus,
             status: receiver,
@@ -137,6 +138,12 @@ impl Fixture {
         let supervisor = self.supervisor.lock().take().unwrap();
         let (draining, stop) = (self.context.draining.clone(), self.context.stop.clone());
         tokio::spawn(supervisor.run(draining, stop));
+    }
+
+    /// Counts for reports until the fixture is gone.
+    pub(crate) fn serve_rollup(&self) {
+        let rollup = self.context.reports.rollup().clone();
+        tokio::spawn(rollup.run(self.context.bus.fill(), self.context.draining.clone()));
     }
 
     /// Appends to the log as the bus would, with times that the test chooses.

@@ -129,6 +129,7 @@ impl Gateway {
         let parts = webhooks::Parts::in_memory(hub.clone(), bus.clone(), auth.clone(), clock.clone());
         let (webhooks, _) = webhooks::new(parts.unwrap());
         let context = Context::new(Parts {
+            reports: crate::views::report::Reports::in_memory(bus.log()),
             hub,
             bus,
             status,

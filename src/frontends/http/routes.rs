@@ -1,5 +1,6 @@
 //! The table of routes. The router is built from it and so is `/openapi.json`: what is documented is what runs.
 
+mod report;
 mod webhooks;
 
 use axum::routing::{MethodRouter, get, post};
@@ -363,6 +364,7 @@ pub const TABLE: &[Route] = &[
         ],
         handler: Some(|| post(stream::ticket)),
     },
+    report::REPORT,
     webhooks::LIST,
     webhooks::CREATE,
     webhooks::GET,
