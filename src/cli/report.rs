@@ -140,9 +140,10 @@ fn query(args: &Args, now: jiff::Timestamp) -> Result<Vec<(&'static str, String)
     };
     query.extend(from.map(|from| ("from", from)));
     query.extend(args.to.clone().map(|to| ("to", to)));
-    query.extend(args.interval.map(|interval| {
-        ("interval", if interval == Interval::Hour { "hour" } else { "day" }.to_owned())
-    }));
+    query
+        .extend(args.interval.map(|interval| {
+            ("interval", if interval == Interval::Hour { "hour" } else { "day" }.to_owned())
+        }));
     query.extend(args.iccid.iter().map(|iccid| ("iccid", iccid.clone())));
     Ok(query)
 }
@@ -192,7 +193,13 @@ fn lines(report: &Value) -> Vec<Line> {
         lines.push(("roaming", side("from"), side("to"), "changes", text(&row["changes"])));
     }
     for (day, verdict) in report["completeness"].as_object().into_iter().flatten() {
-        lines.push(("completeness", day.clone(), text(&verdict["state"]), "missing", text(&verdict["missing"])));
+        lines.push((
+            "completeness",
+            day.clone(),
+            text(&verdict["state"]),
+            "missing",
+            text(&verdict["missing"]),
+        ));
     }
     lines
 }
@@ -200,9 +207,14 @@ fn lines(report: &Value) -> Vec<Line> {
 fn csv(report: &Value) -> String {
     let field = |text: &str| {
         // A spreadsheet takes a cell that begins so for a formula, and operators name themselves.
-        let is_formula = text.starts_with(['=', '+', '@']) || (text.starts_with('-') && text.parse::<f64>().is_err());
+        let is_formula =
+            text.starts_with(['=', '+', '@']) || (text.starts_with('-') && text.parse::<f64>().is_err());
         let text = if is_formula { format!("'{text}") } else { text.to_owned() };
-        if text.contains([',', '"', '\n', '\r']) { format!("\"{}\"", text.replace('"', "\"\"")) } else { text }
+        if text.contains([',', '"', '\n', '\r']) {
+            format!("\"{}\"", text.replace('"', "\"\""))
+        } else {
+            text
+        }
     };
     let mut csv = "section,label,label2,what,value\n".to_owned();
     for (section, first, second, what, value) in lines(report) {
@@ -291,14 +303,22 @@ mod tests {
         ] {
             assert!(csv.contains(line), "{line} in\n{csv}");
         }
-        assert!(csv.lines().all(|line| line.split("\",").count() > 1 || line.split(',').count() == 5), "{csv}");
+        assert!(
+            csv.lines().all(|line| line.split("\",").count() > 1 || line.split(',').count() == 5),
+            "{csv}"
+        );
     }
 
     #[test]
     fn the_table_is_for_people_and_their_terminals() {
         let table = table(&report());
-        for words in ["nothing was stored yet", "  Korea, Republic of KR", "9 events", "Norway to SE", "missing unknown"]
-        {
+        for words in [
+            "nothing was stored yet",
+            "  Korea, Republic of KR",
+            "9 events",
+            "Norway to SE",
+            "missing unknown",
+        ] {
             assert!(table.contains(words), "{words} in\n{table}");
         }
         assert!(!table.contains('\u{1b}'));

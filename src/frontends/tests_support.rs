@@ -140,10 +140,9 @@ impl Fixture {
         tokio::spawn(supervisor.run(draining, stop));
     }
 
-    /// Counts for reports until the fixture is gone.
-    pub(crate) fn serve_rollup(&self) {
-        let rollup = self.context.reports.rollup().clone();
-        tokio::spawn(rollup.run(self.context.bus.fill(), self.context.draining.clone()));
+    /// Counts for reports what the log holds.
+    pub(crate) async fn count(&self) {
+        self.context.reports.rollup().count_all().await.unwrap();
     }
 
     /// Appends to the log as the bus would, with times that the test chooses.

@@ -324,7 +324,8 @@ fn count_log(log: &Log, predicate: &Predicate, days: Period) -> Result<(Counter,
             }
         }
         counter.days.retain(|day, _| days.days().contains(day));
-        counter.skipped.positions += page.holes.iter().map(|hole| hole.last_seq + 1 - hole.first_seq).sum::<u64>();
+        counter.skipped.positions +=
+            page.holes.iter().map(|hole| hole.last_seq + 1 - hole.first_seq).sum::<u64>();
         if counter.cells() > LOG_CELLS_MAX {
             return Err(Error::TooLarge);
         }

@@ -194,10 +194,7 @@ impl Rollup {
     pub fn follow(&self) -> Result<Follower, Error> {
         let mut state = self.0.state.write();
         if let Some(cursor) = state.kept.cursor
-            && matches!(
-                self.0.log.check(cursor),
-                Err(CursorState::OtherIncarnation | CursorState::Regressed)
-            )
+            && matches!(self.0.log.check(cursor), Err(CursorState::OtherIncarnation | CursorState::Regressed))
         {
             tracing::warn!("the roll-ups are of another history; they are made again");
             let before = std::mem::take(&mut *state);
@@ -271,11 +268,7 @@ impl Rollup {
         self.rewrite(self.0.state.upgradable_read(), Some(sim))
     }
 
-    fn rewrite(
-        &self,
-        state: RwLockUpgradableReadGuard<'_, State>,
-        gone: Option<Sim>,
-    ) -> Result<u64, Error> {
+    fn rewrite(&self, state: RwLockUpgradableReadGuard<'_, State>, gone: Option<Sim>) -> Result<u64, Error> {
         let mut names = state.counter.names.clone();
         let mut kept = Kept { skipped: state.counter.skipped, ..state.kept.clone() };
         kept.sessions = state.counter.sessions.clone();
@@ -326,6 +319,18 @@ impl Rollup {
             return Ok(Day::default());
         }
         Ok(cells)
+    }
+
+    /// Counts what the log holds, as [`Rollup::run`] does, for tests of what asks for reports.
+    #[cfg(test)]
+    pub(crate) async fn count_all(&self) -> Result<(), Box<dyn std::error::Error>> {
+        let mut follower = self.follow()?;
+        while !follower.is_at_edge() {
+            let page = follower.next().await?;
+            self.count(&page, follower.cursor());
+        }
+        self.0.is_ready.store(true, Ordering::Release);
+        Ok(())
     }
 
     /// Counts along with the log until the gateway drains, then commits.

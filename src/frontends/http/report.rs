@@ -96,7 +96,9 @@ impl From<Error> for ApiError {
             Error::TooLarge => Self::new(Code::InvalidParameter, message)
                 .field("from")
                 .hint("ask for a shorter period, or filter by iccid or iccid_prefix only"),
-            Error::Busy => Self::new(Code::RateLimited, message).retry_after(std::time::Duration::from_secs(5)),
+            Error::Busy => {
+                Self::new(Code::RateLimited, message).retry_after(std::time::Duration::from_secs(5))
+            }
             Error::Io(_) => {
                 tracing::error!(error = message, "a report failed");
                 Self::new(Code::Unavailable, "the report can't be read")
@@ -120,7 +122,8 @@ pub fn show(report: &Report, top: usize, policy: Option<&FieldPolicy>) -> Value 
     };
     let if_networks = |value: Value| if knows_networks { value } else { Value::Null };
     let events_of = |wanted: &str| -> i64 {
-        let there = sums.types.iter().enumerate().filter(|(name, _)| names.text(*name as u32) == Some(wanted));
+        let there =
+            sums.types.iter().enumerate().filter(|(name, _)| names.text(*name as u32) == Some(wanted));
         there.map(|(_, tally)| tally.events).sum()
     };
     let series: Vec<_> = sums
@@ -134,13 +137,13 @@ pub fn show(report: &Report, top: usize, policy: Option<&FieldPolicy>) -> Value 
         .collect();
     let roaming: Vec<_> = {
         let mut rows: Vec<_> = sums.changes.iter().filter(|(_, count)| **count != 0).collect();
-        rows.sort_by(|a, b| b.1.cmp(a.1).then_with(|| {
-            let texts = |change: &(u32, u32)| [names.text(change.0), names.text(change.1)];
-            texts(a.0).cmp(&texts(b.0))
-        }));
-        let row = |((from, to), count): (&(u32, u32), &i64)| {
-            json!({"from": country(names, *from), "to": country(names, *to), "changes": count})
-        };
+        rows.sort_by(|a, b| {
+            b.1.cmp(a.1).then_with(|| {
+                let texts = |change: &(u32, u32)| [names.text(change.0), names.text(change.1)];
+                texts(a.0).cmp(&texts(b.0))
+            })
+        });
+        let row = |((from, to), count): (&(u32, u32), &i64)| json!({"from": country(names, *from), "to": country(names, *to), "changes": count});
         rows.into_iter().map(row).collect()
     };
     let [from, to] = report.period.times();

@@ -3,6 +3,7 @@
 mod document;
 mod guard;
 mod history;
+mod report;
 mod trace;
 
 use serde_json::json;

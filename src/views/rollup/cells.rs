@@ -236,7 +236,9 @@ mod tests {
     #[test]
     fn a_country_is_a_name_a_code_or_both() {
         let mut names = Names::default();
-        for country in [(Some("Norway"), Some("NO")), (Some("Norway"), None), (None, Some("NO")), (None, None)] {
+        for country in
+            [(Some("Norway"), Some("NO")), (Some("Norway"), None), (None, Some("NO")), (None, None)]
+        {
             let number = names.country(country.0, country.1);
             assert_eq!(names.country_of(number), country);
         }

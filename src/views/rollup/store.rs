@@ -228,8 +228,7 @@ fn decode(bytes: &[u8]) -> Result<Kept, Damaged> {
     let time = |us: i64| Timestamp::from_microsecond(us).ok().filter(|_| us != i64::MIN);
     kept.since = time(file.signed()?);
     kept.as_of = time(file.signed()?);
-    kept.skipped =
-        Skipped { positions: file.word()?, out_of_range: file.word()?, sessions: file.word()? };
+    kept.skipped = Skipped { positions: file.word()?, out_of_range: file.word()?, sessions: file.word()? };
     for _ in 0..file.count()? {
         let day = i32::try_from(file.signed()?).map_err(|_| Damaged)?;
         kept.files.insert(day, file.word()?);

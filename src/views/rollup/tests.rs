@@ -46,11 +46,13 @@ fn sample() -> impl Strategy<Value = Sample> {
         vec(select(vec![Flag::Late, Flag::Repaired]), 0..2),
         proptest::bool::weighted(0.2),
     )
-        .prop_map(|(event_type, iccid, hours_ago, country, from, session, hundredths, flags, completed)| {
-            // Sessions are read with everything that there is of them.
-            let completed = completed && !event_type.starts_with('s');
-            Sample { event_type, iccid, hours_ago, country, from, session, hundredths, flags, completed }
-        })
+        .prop_map(
+            |(event_type, iccid, hours_ago, country, from, session, hundredths, flags, completed)| {
+                // Sessions are read with everything that there is of them.
+                let completed = completed && !event_type.starts_with('s');
+                Sample { event_type, iccid, hours_ago, country, from, session, hundredths, flags, completed }
+            },
+        )
 }
 
 #[derive(Debug, Clone)]

@@ -19,7 +19,11 @@ const PERIOD: &[Parameter] = &[
          Without it 30 days before `to`.",
     ),
     parameter("to", Kind::Text, "End of the period, exclusive, rounded up. Without it now."),
-    parameter("top", Kind::Number(1, TOP_MAX, Some(TOP_DEFAULT)), "Most SIMs of `most_active` and `data.by_sim`."),
+    parameter(
+        "top",
+        Kind::Number(1, TOP_MAX, Some(TOP_DEFAULT)),
+        "Most SIMs of `most_active` and `data.by_sim`.",
+    ),
     parameter(
         "interval",
         Kind::OptionalChoice(&["hour", "day"]),

@@ -22,7 +22,13 @@ pub(super) fn report() -> Value {
     data.push(("by_sim", list(object(&amounts(&["iccid"]), &[]))));
     data.push(("by_country", list(object(&amounts(&["country", "country_code"]), &[]))));
     let point = object(
-        &[("time", time()), ("events", count()), ("late", count()), ("repaired", count()), ("total_mb", mb())],
+        &[
+            ("time", time()),
+            ("events", count()),
+            ("late", count()),
+            ("repaired", count()),
+            ("total_mb", mb()),
+        ],
         &[],
     );
     let completeness = object(
@@ -36,9 +42,18 @@ pub(super) fn report() -> Value {
     let not_counted = object(
         &[
             ("positions", described(count(), "Positions of the log that could not be read, ever.")),
-            ("out_of_range", described(count(), "Events older than 400 days, or in the future, when they came.")),
-            ("session_readings", described(count(), "Readings of sessions whose earlier ones are not known any more.")),
-            ("damaged_days", described(list(text()), "Days of the period whose roll-ups were lost to damage.")),
+            (
+                "out_of_range",
+                described(count(), "Events older than 400 days, or in the future, when they came."),
+            ),
+            (
+                "session_readings",
+                described(count(), "Readings of sessions whose earlier ones are not known any more."),
+            ),
+            (
+                "damaged_days",
+                described(list(text()), "Days of the period whose roll-ups were lost to damage."),
+            ),
         ],
         &[],
     );
@@ -48,7 +63,10 @@ pub(super) fn report() -> Value {
             ("to", described(time(), "Its end, exclusive.")),
             (
                 "days",
-                described(object(&[("from", time()), ("to", time())], &[]), "Bounds of what is counted by whole days."),
+                described(
+                    object(&[("from", time()), ("to", time())], &[]),
+                    "Bounds of what is counted by whole days.",
+                ),
             ),
             ("interval", json!({"type": "string", "enum": ["hour", "day"]})),
             ("computed_from", json!({"type": "string", "enum": ["rollup", "sim_rollup", "log"]})),
@@ -61,18 +79,24 @@ pub(super) fn report() -> Value {
             ("not_counted", not_counted),
             (
                 "totals",
-                object(&[("events", count()), ("sims", count()), ("late", count()), ("repaired", count())], &[]),
+                object(
+                    &[("events", count()), ("sims", count()), ("late", count()), ("repaired", count())],
+                    &[],
+                ),
             ),
             ("by_type", by(&["event_type"])),
             ("by_country", unless_sims(by(&["country", "country_code"]))),
             ("by_operator", unless_sims(by(&["operator"]))),
             ("by_network_type", unless_sims(by(&["network_type"]))),
             ("series", described(list(point), "Points without events are left out.")),
+            ("most_active", list(object(&[("iccid", nullable("string")), ("events", count())], &[]))),
             (
-                "most_active",
-                list(object(&[("iccid", nullable("string")), ("events", count())], &[])),
+                "data",
+                described(
+                    object(&data, &[]),
+                    "What sessions moved, on the hour of the event that showed it.",
+                ),
             ),
-            ("data", described(object(&data, &[]), "What sessions moved, on the hour of the event that showed it.")),
             (
                 "sessions",
                 object(
