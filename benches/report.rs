@@ -7,7 +7,7 @@
 
 use std::{
     fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -86,7 +86,7 @@ fn entry(n: u64, count: u64, sims: u64) -> Result<Entry, Failure> {
     Ok(Entry { sealed, identity: n, content: 0 })
 }
 
-async fn run(root: &PathBuf, count: u64, sims: u64) -> Result<(), Failure> {
+async fn run(root: &Path, count: u64, sims: u64) -> Result<(), Failure> {
     fastrand::seed(7);
     let options = Options {
         segment_bytes: 8 << 20,
@@ -95,7 +95,7 @@ async fn run(root: &PathBuf, count: u64, sims: u64) -> Result<(), Failure> {
         ..Options::default()
     };
     let log = Arc::new(Log::in_memory_with(options));
-    let rollup = Rollup::open(&Config { directory: Some(root.clone()) }, &log)?;
+    let rollup = Rollup::open(&Config { directory: Some(root.to_owned()) }, &log)?;
     let mut counted = rollup.follow()?;
     let (mut floor, _) = Follower::new(&log, Predicate::unfiltered(), None);
     let (mut counting, mut reading) = (Duration::ZERO, Duration::ZERO);
@@ -156,7 +156,7 @@ fn peak_mib() -> Result<u64, Failure> {
     Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? / 1_024)
 }
 
-fn reports(rollup: &Rollup, root: &PathBuf, count: u64) -> Result<(), Failure> {
+fn reports(rollup: &Rollup, root: &Path, count: u64) -> Result<(), Failure> {
     let [from, to] = [BEGIN_S, BEGIN_S + MONTH_S].map(Timestamp::from_second);
     let period = Period::new(from?, to?)?;
     let one_sim = simcast::event::Filter::build(

@@ -151,6 +151,9 @@ fn query(args: &Args, now: jiff::Timestamp) -> Result<Vec<(&'static str, String)
 /// A number of a report: section, two labels, what is counted, how much.
 type Line = (&'static str, String, String, &'static str, String);
 
+/// A list of the answer: its name, its rows, what labels them, what they count.
+type Section<'a> = (&'static str, &'a Value, [&'static str; 2], &'static [&'static str]);
+
 /// Every number that is in lists, in the order of the answer.
 fn lines(report: &Value) -> Vec<Line> {
     let text = |value: &Value| match value {
@@ -167,7 +170,7 @@ fn lines(report: &Value) -> Vec<Line> {
     }
     const AMOUNTS: &[&str] = &["upload_mb", "download_mb", "total_mb"];
     let (data, events) = (&report["data"], &["events"][..]);
-    let sections: [(&'static str, &Value, [&str; 2], &'static [&'static str]); 8] = [
+    let sections: [Section<'_>; 8] = [
         ("by_type", &report["by_type"], ["event_type", ""], events),
         ("by_country", &report["by_country"], ["country", "country_code"], events),
         ("by_operator", &report["by_operator"], ["operator", ""], events),

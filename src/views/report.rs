@@ -281,6 +281,7 @@ pub fn compute(rollup: &Rollup, query: &Query) -> Result<Report, Error> {
             (counter.names, meta, Vec::new())
         }
     };
+    sums.join_countries(&names);
     Ok(Report { source, period, days, interval, sums, names, meta, damaged })
 }
 

@@ -68,11 +68,12 @@ async fn a_report_is_what_the_events_add_up_to(bus: Bus) {
         sims: 30,
         events_per_second: 20.0,
         history: Duration::from_secs(3 * 86_400),
-        history_events_per_second: 0.005,
+        history_events_per_second: 0.002,
         ..Config::default()
     };
     let world = World::on(bus, config).await;
-    let gateway = world.gateway().await;
+    let backfill = [("SIMCAST__UPSTREAM__BACKFILL_DAYS", "4")];
+    let gateway = world.gateway_with(&backfill).await;
     let began = SystemClock.now() - SignedDuration::from_hours(30);
     let fleet = world.sim.fleet();
     let (first, second) = (&fleet[0].iccid, &fleet[1].iccid);
@@ -114,7 +115,7 @@ async fn a_report_is_what_the_events_add_up_to(bus: Bus) {
     gateway.stop().await;
 
     // The next one goes on from what was written down.
-    let gateway = world.gateway().await;
+    let gateway = world.gateway_with(&backfill).await;
     assert_eq!(compare(gateway.http, &queries).await, events);
     gateway.stop().await;
 }

@@ -8,7 +8,7 @@ use std::{
 use super::{
     super::rollup::{
         amount::Data,
-        cells::{Change, Name, Tally},
+        cells::{Change, Name, Names, Tally},
         codec::Cell,
         sim::Sim,
     },
@@ -122,6 +122,36 @@ impl Sums {
         }
     }
 
+    /// Joins what came with the name of a country alone to what came with its code too: account-wide rows lack the
+    /// network's code. A change between the two is none.
+    pub fn join_countries(&mut self, names: &Names) {
+        let changes = self.changes.keys().flat_map(|(from, to)| [*from, *to]);
+        let used: Vec<Name> = (0..self.countries.len() as Name).chain(changes).collect();
+        let mut coded = BTreeMap::<&str, Name>::new();
+        for name in used.iter().copied() {
+            if let (Some(country), Some(code)) = names.country_of(name) {
+                let known = coded.entry(country).or_insert(name);
+                // Should a name have several codes, the first of the alphabet has what came without.
+                if names.country_of(*known).1.is_some_and(|other| code < other) {
+                    *known = name;
+                }
+            }
+        }
+        let joined = |name: Name| match names.country_of(name) {
+            (Some(country), None) => coded.get(country).copied().unwrap_or(name),
+            _ => name,
+        };
+        for (name, tally) in std::mem::take(&mut self.countries).into_iter().enumerate() {
+            at(&mut self.countries, joined(name as Name)).add(&tally);
+        }
+        for ((from, to), count) in std::mem::take(&mut self.changes) {
+            let change = (joined(from), joined(to));
+            if change.0 != change.1 {
+                *self.changes.entry(change).or_default() += count;
+            }
+        }
+    }
+
     /// The point of the series that an hour belongs to. The first day's begins where the period does.
     fn point(&mut self, hour: i64) -> &mut Tally {
         let begins = match self.interval {
@@ -159,5 +189,28 @@ impl Hasher for SimHasher {
         let folded = (value as u64) ^ (value >> 64) as u64;
         let mixed = folded.wrapping_mul(0x9e37_79b9_7f4a_7c15);
         self.0 = mixed ^ (mixed >> 32);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_country_without_its_code_is_the_one_with_it() {
+        let mut names = Names::default();
+        let mut country = |name, code| names.country(name, code);
+        let (bare, coded) = (country(Some("Denmark"), None), country(Some("Denmark"), Some("DK")));
+        let (other, nameless) = (country(Some("Norway"), None), country(None, Some("DK")));
+        let period = Period { from_hour: 0, to_hour: 24 };
+        let mut sums = Sums::new(period, Interval::Hour, Source::Rollup);
+        for (name, events) in [(bare, 3), (coded, 4), (other, 5), (nameless, 6), (0, 7)] {
+            at(&mut sums.countries, name).events = events;
+        }
+        sums.changes = BTreeMap::from([((bare, coded), 1), ((other, bare), 2), ((other, coded), 3)]);
+        sums.join_countries(&names);
+        let of = |name: Name| sums.countries.get(name as usize).map_or(0, |tally| tally.events);
+        assert_eq!([bare, coded, other, nameless, 0].map(of), [0, 7, 5, 6, 7]);
+        assert_eq!(sums.changes, BTreeMap::from([((other, coded), 5)]));
     }
 }

@@ -34,6 +34,11 @@ def pages(base):
         query["after"] = page["next_cursor"]
 
 
+def place(network):
+    """A country by its name, or by its code where that is all there is: account-wide rows lack the code."""
+    return network.get("country") or network.get("country_code")
+
+
 def row(event, whole):
     data, network, session = event["data"], whole["data"]["network"] or {}, event["data"]["session"] or {}
     before = data["previous_network"]
@@ -45,7 +50,8 @@ def row(event, whole):
         "time": pd.Timestamp(event["time"]),
         "type": data["event_type"],
         "iccid": data["iccid"],
-        "country": (network.get("country"), network.get("country_code")),
+        "country": place(network),
+        "code": network.get("country_code"),
         "operator": network.get("operator"),
         "network_type": network.get("network_type"),
         "late": "late" in data["flags"],
@@ -53,8 +59,7 @@ def row(event, whole):
         "session": session["session_id"] if has_data else None,
         "sums": (up, down, total),
         "seconds": session.get("duration_seconds") if data["event_type"] == "session_ended" else None,
-        "from": (before.get("country"), before.get("country_code"))
-        if before and data["event_type"] == "network_change" else None,
+        "from": (place(before),) if before and data["event_type"] == "network_change" else None,
     }
 
 
@@ -85,8 +90,12 @@ def with_data(df):
     return df
 
 
+def none(value):
+    return None if pd.isna(value) else value
+
+
 def counts(column):
-    return dict(Counter(None if pd.isna(value) else value for value in column))
+    return dict(Counter(map(none, column)))
 
 
 def amounts(df):
@@ -97,7 +106,7 @@ def by_amount(df, column):
     groups = {}
     for key, group in df.groupby(column, dropna=False):
         if any(amounts(group).values()):
-            groups[key] = amounts(group)
+            groups[none(key)] = amounts(group)
     return groups
 
 
@@ -114,7 +123,7 @@ def naive(df, report, top):
     active = sorted(active.items(), key=lambda item: (-item[1], item[0]))
     data = sorted(by_amount(days[days["iccid"].notna()], "iccid").items(), key=lambda i: (-i[1]["total_mb"], i[0]))
     changes = days[days["from"].notna()]
-    changes = [(a, b) for a, b in zip(changes["from"], changes["country"]) if a != b]
+    changes = [(a, b) for (a,), b in zip(changes["from"], map(none, changes["country"])) if a != b]
     seconds = hours["seconds"].dropna()
     return {
         "totals": {
@@ -148,24 +157,25 @@ def naive(df, report, top):
 
 def shown(report):
     """The same numbers, as the gateway gives them."""
-    def by(rows, *names):
+    def by(rows, name):
         if rows is None:
             return None
         order = [row["events"] for row in rows]
         assert order == sorted(order, reverse=True), "the most come first"
-        return {row[names[0]] if len(names) == 1 else tuple(row[name] for name in names): row["events"] for row in rows}
+        keys = [place(row) if name == "country" else row[name] for row in rows]
+        assert len(set(keys)) == len(keys), f"{name} is there twice"
+        return dict(zip(keys, order))
 
     def amounts_of(row):
         return {name: Decimal(row[name]) for name in ("upload_mb", "download_mb", "total_mb")}
 
-    place = ("country", "country_code")
     data, sessions = report["data"], dict(report["sessions"])
     mean = sessions["mean_duration_seconds"]
     sessions["mean_duration_seconds"] = None if mean is None else float(mean)
     return {
         "totals": report["totals"],
         "by_type": by(report["by_type"], "event_type"),
-        "by_country": by(report["by_country"], *place),
+        "by_country": by(report["by_country"], "country"),
         "by_operator": by(report["by_operator"], "operator"),
         "by_network_type": by(report["by_network_type"], "network_type"),
         "series": {
@@ -175,10 +185,10 @@ def shown(report):
         "most_active": [(row["iccid"], row["events"]) for row in report["most_active"]],
         "data": amounts_of(data),
         "data_by_sim": [(row["iccid"], amounts_of(row)) for row in data["by_sim"]],
-        "data_by_country": {tuple(row[name] for name in place): amounts_of(row) for row in data["by_country"]},
+        "data_by_country": {place(row): amounts_of(row) for row in data["by_country"]},
         "sessions": sessions,
         "roaming": {
-            tuple(tuple(row[side][name] for name in place) for side in ("from", "to")): row["changes"]
+            (place(row["from"]), place(row["to"])): row["changes"]
             for row in report["roaming"]
         },
     }
@@ -191,7 +201,7 @@ def select(df, query):
         elif field == "event_type":
             df = df[df["type"].isin(values)]
         elif field == "country":
-            df = df[df["country"].map(lambda country: any(value in country for value in values))]
+            df = df[df["country"].isin(values) | df["code"].isin(values)]
     return df
 
 
