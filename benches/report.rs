@@ -48,8 +48,11 @@ fn entry(n: u64, count: u64, sims: u64) -> Result<Entry, Failure> {
     let sim = fastrand::u64(..sims);
     let second = BEGIN_S + (n as i128 * i128::from(MONTH_S) / i128::from(count)) as i64;
     // One in fifty comes days late.
-    let late =
-        if n % 50 == 0 { fastrand::i64(..7 * 86_400).min(second - BEGIN_S) } else { fastrand::i64(..60) };
+    let late = if n.is_multiple_of(50) {
+        fastrand::i64(0..7 * 86_400).min(second - BEGIN_S)
+    } else {
+        fastrand::i64(0..60)
+    };
     let types = ["connection", "disconnection", "network_change", "data_usage_update", "session_updated"];
     let event_type = types[fastrand::usize(..types.len())];
     let mut event = Event::new(format!("evt_{n:012}"), Arc::from("/globalsim/default"), event_type);

@@ -22,7 +22,7 @@ use super::rollup::{
     count::{Counter, DAYS_KEPT, HOUR_US},
 };
 use crate::{
-    event::{Flag, Predicate, StoredEvent},
+    event::{Flag, Keys, Predicate, StoredEvent},
     log::{Direction, Log, ReadError, ReadRequest},
 };
 
@@ -319,7 +319,9 @@ fn count_log(log: &Log, predicate: &Predicate, days: Period) -> Result<(Counter,
             match first.and_then(stored) {
                 // Only the completed copy tells that the event is wanted.
                 Some(first) if !first.keys().is_ok_and(|first| predicate.matches(&first)) => {
-                    counter.add(event, &keys);
+                    // It counts as it first came, at a place that only the copy knows.
+                    let flags = first.keys().map_or(keys.flags, |first| first.flags);
+                    counter.add(event, &Keys { flags, ..keys });
                 }
                 _ => counter.count(event, stored),
             }
