@@ -4,7 +4,7 @@
 //! [`start`] has all its listeners bound; upstream being away is not a reason to refuse, since what is stored can be
 //! read all the same.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use jiff::SignedDuration;
 use tokio_util::sync::CancellationToken;
@@ -31,7 +31,11 @@ use crate::{
     lifecycle::{Ended, Lifecycle},
     lookup::Lookup,
     observability::Metrics,
-    views::registry,
+    views::{
+        registry,
+        report::Reports,
+        rollup::{self, Rollup},
+    },
     webhooks::{
         self,
         attempts::{self, Attempts},
@@ -69,6 +73,9 @@ pub enum StartError {
     /// The webhooks can't be served.
     #[error("webhooks: {0}")]
     Webhooks(String),
+    /// The roll-ups can't be kept.
+    #[error("views: {0}")]
+    Rollup(#[from] rollup::Error),
     /// gRPC reflection can't be built.
     #[error(transparent)]
     Grpc(#[from] frontends::grpc::ReflectionError),
@@ -152,6 +159,9 @@ pub async fn start(config: Config, clock: SharedClock, metrics: Metrics) -> Resu
         let (config, log, clock) = (registry_config(&config), Arc::clone(bus.log()), clock.clone());
         tokio::task::spawn_blocking(move || registry::open(config, &log, clock)).await?
     };
+    let (views, log) = (views_directory(&config), bus.log().clone());
+    let open = move || Rollup::open(&rollup::Config { directory: Some(views.join("rollup")) }, &log);
+    let rollup = tokio::task::spawn_blocking(open).await??;
     let limits = limits(&config.limits);
     let web = WebConfig {
         listen: vec![http.local_addr(), grpc.local_addr()],
@@ -162,6 +172,7 @@ pub async fn start(config: Config, clock: SharedClock, metrics: Metrics) -> Resu
         hub: hub.clone(),
         bus: bus.clone(),
         status: ingest.status(),
+        reports: Reports::new(rollup.clone()),
         webhooks,
         lookup: Arc::new(Lookup::new(&client, bus.clone(), ingest.status(), clock.clone())),
         sims,
@@ -214,6 +225,7 @@ pub async fn start(config: Config, clock: SharedClock, metrics: Metrics) -> Resu
     lifecycle.spawn_background("metrics upkeep", until(lifecycle.stop.clone(), metrics.upkeep()));
     lifecycle.spawn("poller", poll(ingest, lifecycle.clone()));
     lifecycle.spawn("webhooks", deliver(supervisor, lifecycle.clone()));
+    lifecycle.spawn("roll-ups", rollup.run(running.bus.fill(), lifecycle.draining.clone()));
     lifecycle.spawn("history watch", watch_history(running.bus.clone(), lifecycle.clone()));
     tracing::info!(http = %running.http, grpc = %running.grpc, admin = %running.admin, "listening");
     Ok(running)
@@ -257,6 +269,18 @@ async fn watch_history(bus: Arc<dyn Bus>, lifecycle: Lifecycle) {
     tokio::select! {
         reason = stale => lifecycle.restart(reason),
         () = lifecycle.draining.cancelled() => {}
+    }
+}
+
+/// Where views lie: with the log, or beside its copy, whose own directory is emptied when the stream is another one.
+fn views_directory(config: &Config) -> PathBuf {
+    match config.bus {
+        BusKind::Embedded => config.embedded.path.join("views"),
+        BusKind::Nats => {
+            let mut beside = config.nats.cache_path.clone().into_os_string();
+            beside.push("-views");
+            beside.into()
+        }
     }
 }
 

@@ -11,6 +11,7 @@ pub mod doctor;
 pub mod gateway;
 pub mod listen;
 pub mod migrate;
+pub mod report;
 pub mod serve;
 pub mod simulate;
 pub mod tail;
@@ -53,6 +54,7 @@ enum Command {
     Serve(serve::Args),
     Simulate(simulate::Args),
     Tail(Box<tail::Args>),
+    Report(Box<report::Args>),
     Why(why::Args),
     Webhooks(Box<webhooks::Args>),
     Listen(listen::Args),
@@ -167,6 +169,7 @@ async fn run(command: Command) -> Result<(), Failure> {
             simulate::run(args).await.map_err(|error| Failure::runtime(error.to_string()))
         }
         Command::Tail(args) => tail::run(*args, &mut out).await,
+        Command::Report(args) => report::run(&args, clock::system().now(), &mut out).await,
         Command::Why(args) => why::run(&args, &mut out).await,
         Command::Webhooks(args) => webhooks::run(&args, &mut out).await,
         Command::Listen(args) => listen::run(&args, clock::system(), &mut out).await,

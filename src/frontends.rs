@@ -45,6 +45,7 @@ use crate::{
     ingest::StatusReceiver,
     lookup::Lookup,
     views::registry as sim_registry,
+    views::report::Reports,
     webhooks::{self, Webhooks},
 };
 
@@ -64,6 +65,8 @@ pub struct Parts {
     pub bus: Arc<dyn Bus>,
     /// What the poller shows of itself.
     pub status: StatusReceiver,
+    /// What a period looked like.
+    pub reports: Reports,
     /// Endpoints and their deliveries.
     pub webhooks: Webhooks,
     /// What clients ask of upstream.

@@ -5,3 +5,5 @@
 
 pub mod megabytes;
 pub mod registry;
+pub mod report;
+pub mod rollup;

@@ -280,6 +280,18 @@ impl Filter {
         self.exclude_flags != Flags::default()
     }
 
+    /// Whether it looks at nothing but which SIM an event is of.
+    pub fn is_of_sims(&self) -> bool {
+        let others = self.lists().into_iter().filter(|(name, _)| !matches!(*name, "iccid" | "iccid_prefix"));
+        others.map(|(_, list)| list.len()).sum::<usize>() == 0 && self.exclude_flags == Flags::default()
+    }
+
+    /// Whether it lets a SIM through, whatever else it looks at.
+    pub fn matches_sim(&self, iccid: Option<&str>) -> bool {
+        let has_prefix = |iccid: &str| self.iccid_prefix.iter().any(|prefix| iccid.starts_with(prefix));
+        is_in(&self.iccid, iccid) && (self.iccid_prefix.is_empty() || iccid.is_some_and(has_prefix))
+    }
+
     /// Whether an event matches.
     pub fn matches(&self, keys: &Keys<'_>) -> bool {
         if keys.gateway && !self.names_gateway_type(keys.event_type) {
@@ -287,12 +299,8 @@ impl Filter {
         }
         !keys.flags.intersects(self.exclude_flags)
             && is_in(&self.event_type, Some(keys.event_type))
-            && is_in(&self.iccid, keys.iccid)
+            && self.matches_sim(keys.iccid)
             && is_in(&self.device_id, keys.device_id)
-            && (self.iccid_prefix.is_empty()
-                || keys
-                    .iccid
-                    .is_some_and(|iccid| self.iccid_prefix.iter().any(|p| iccid.starts_with(p.as_str()))))
             && (self.country.is_empty()
                 || contains(&self.country, keys.country)
                 || contains(&self.country, keys.country_code))
@@ -347,6 +355,16 @@ impl Predicate {
             return true;
         }
         self.filter.matches(keys) && self.scope.as_ref().is_none_or(|scope| in_scope(scope, keys))
+    }
+
+    /// Whether both look at nothing but which SIM an event is of.
+    pub fn is_of_sims(&self) -> bool {
+        !self.unfiltered && self.filter.is_of_sims() && self.scope.as_ref().is_none_or(Filter::is_of_sims)
+    }
+
+    /// Whether both let a SIM through, whatever else they look at.
+    pub fn matches_sim(&self, iccid: Option<&str>) -> bool {
+        self.filter.matches_sim(iccid) && self.scope.as_ref().is_none_or(|scope| scope.matches_sim(iccid))
     }
 
     /// Whether everything of upstream matches, so that no index is worth asking.

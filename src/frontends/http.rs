@@ -12,6 +12,7 @@
 //! | [`events`] | history and single events |
 //! | [`lookup`] | the documented paths of the API, through the gateway |
 //! | [`sims`] | what is known of SIMs |
+//! | [`report`] | what a period looked like |
 //! | [`stream`] | the stream as a whole, subscribers, tickets |
 //! | [`webhooks`] | endpoints, deliveries, replays |
 //! | [`openapi`] | the document |
@@ -23,6 +24,7 @@ pub mod guard;
 pub mod landing;
 pub mod lookup;
 pub mod openapi;
+pub mod report;
 pub mod routes;
 pub mod sims;
 pub mod stream;

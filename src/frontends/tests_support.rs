@@ -127,6 +127,7 @@ impl Fixture {
             sim_registry::open(sim_registry::Config::default(), bus.log(), Arc::clone(&clock));
         let mut parts = Parts {
             lookup: nobody(&bus, &receiver, &clock),
+            reports: Reports::in_memory(bus.log()),
             hub,
             bus,
             status: receiver,
@@ -177,6 +178,11 @@ impl Fixture {
             }
         };
         tokio::time::timeout(Duration::from_secs(60), caught_up).await.unwrap();
+    }
+
+    /// Counts for reports what the log holds.
+    pub(crate) async fn count(&self) {
+        self.context.reports.rollup().count_all().await.unwrap();
     }
 
     /// Appends to the log as the bus would, with times that the test chooses.

@@ -16,6 +16,7 @@ mod nats_accounts;
 mod nats_clients;
 mod nats_server;
 mod replicas;
+mod report;
 mod resume;
 mod scenario;
 mod support;

@@ -6,7 +6,7 @@ use std::{
 };
 
 /// The modules, each of which may use those before it and itself.
-const LAYERS: [&str; 17] = [
+const LAYERS: [&str; 18] = [
     "proto",
     "sabotage",
     "clock",
@@ -16,6 +16,7 @@ const LAYERS: [&str; 17] = [
     "globalsim",
     "ingest",
     "hub",
+    "views",
     "auth",
     "lifecycle",
     "observability",

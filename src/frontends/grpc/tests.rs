@@ -134,6 +134,7 @@ impl Gateway {
         tokio::spawn(registry.run(stop_hub.clone()));
         let context = Context::new(Parts {
             lookup: crate::frontends::tests_support::nobody(&bus, &status, &clock),
+            reports: crate::views::report::Reports::in_memory(bus.log()),
             hub,
             bus,
             status,

@@ -1,6 +1,7 @@
 //! The table of routes. The router is built from it and so is `/openapi.json`: what is documented is what runs.
 
 mod lookup;
+mod report;
 mod sims;
 mod webhooks;
 
@@ -373,6 +374,7 @@ pub const TABLE: &[Route] = &[
     lookup::DEVICE_SESSIONS,
     sims::LIST,
     sims::GET,
+    report::REPORT,
     webhooks::LIST,
     webhooks::CREATE,
     webhooks::GET,

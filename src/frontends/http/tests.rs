@@ -3,6 +3,7 @@
 mod document;
 mod guard;
 mod history;
+mod report;
 mod sims;
 mod trace;
 

@@ -2,6 +2,7 @@
 //! with what the gateway really answers.
 
 mod lookup;
+mod report;
 mod sims;
 mod webhooks;
 
@@ -31,6 +32,7 @@ pub fn all() -> Value {
         "Activity": lookup::activity(),
         "Sessions": lookup::sessions(),
         "DeviceSim": lookup::device_sim(),
+        "Report": report::report(),
         "Stream": stream(),
         "Trace": trace(),
         "Subscribers": subscribers(),
@@ -60,6 +62,10 @@ pub fn all() -> Value {
         "Attempt": webhooks::attempt(),
         "AttemptsErased": object(&[("iccid", text()), ("attempts_removed", json!({"type": "integer"}))], &[]),
     })
+}
+
+fn list(items: Value) -> Value {
+    json!({"type": "array", "items": items})
 }
 
 fn list_of(name: &str) -> Value {

@@ -13,6 +13,7 @@ const METHODS: [&str; 5] = ["get", "post", "put", "patch", "delete"];
 async fn what_is_documented_runs_and_nothing_else_does() {
     let fixture = filled();
     fixture.know_sims().await;
+    fixture.count().await;
     let router = fixture.http();
     let document = get(&router, "/openapi.json").await.json();
     assert_eq!(document, openapi::document());
@@ -150,6 +151,22 @@ async fn answers_fit_their_schemas() {
     });
     fixture.context.hub.log().append(entries.into()).unwrap();
     fixture.know_sims().await;
+    let mut session = full_event();
+    session.id = "sess~1".to_owned();
+    session.event_type = "session_ended".to_owned();
+    session.session = Some(
+        serde_json::from_value(json!({"session_id": "s", "total_mb": 2, "duration_seconds": 3})).unwrap(),
+    );
+    let mut moved = full_event();
+    moved.id = "moved".to_owned();
+    moved.event_type = "network_change".to_owned();
+    moved.previous_network = Some(Default::default());
+    let entries = [session, moved].map(|event| {
+        let sealed = event.seal(at(4), jiff::SignedDuration::MAX).unwrap();
+        crate::log::Entry { sealed, identity: 1, content: 0 }
+    });
+    fixture.context.hub.log().append(entries.into()).unwrap();
+    fixture.count().await;
     let guard = fixture.context.registry.connect(registry::Kind::Grpc, "anonymous", None).unwrap();
     let _subscription = guard.subscription("default", &json!({})).unwrap();
     let router = fixture.http();
@@ -167,6 +184,9 @@ async fn answers_fit_their_schemas() {
         ("GET", "/v1/sims?iccid=8901234567890123456".to_owned(), "Sims"),
         ("GET", "/v1/sims".to_owned(), "Sims"),
         ("GET", "/v1/sims/8901234567890123456".to_owned(), "SimDetails"),
+        ("GET", "/v1/report?from=2025-10-01&to=2025-11-06".to_owned(), "Report"),
+        ("GET", "/v1/report?from=2025-10-01&to=2025-11-06&iccid=8901234567890123456".to_owned(), "Report"),
+        ("GET", "/v1/report?from=2025-10-01&to=2025-11-06&event_type=conection".to_owned(), "Report"),
         ("GET", "/v1/subscribers".to_owned(), "Subscribers"),
         ("POST", "/v1/tickets".to_owned(), "Ticket"),
         ("GET", "/v1/events/none".to_owned(), "Error"),
