@@ -146,7 +146,7 @@ impl Log {
     }
 
     /// Syncs the last segment where appends have not.
-    fn sync_skipped(&self) -> io::Result<()> {
+    pub(super) fn sync_skipped(&self) -> io::Result<()> {
         let file = self.state.read().active.file.clone();
         if self.options.syncs { Ok(()) } else { file.sync() }
     }

@@ -26,6 +26,8 @@ pub(crate) struct Record {
     pub(crate) tag: u32,
     /// Its event's time; `observed_us` where that is not readable.
     pub(crate) time_us: i64,
+    /// It holds the place of an erased event: its id, its tag and its counts are known, and nobody is given it.
+    pub(crate) erased: bool,
 }
 
 /// A record that was found damaged. Its id is not known any more, so that the event can be appended again, and its
