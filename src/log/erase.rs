@@ -10,15 +10,15 @@
 //! twice does nothing the second time. Readers that hold the old file read it to the end of their call. The file system
 //! frees the old blocks and does not overwrite them.
 
-use std::{io, sync::Arc};
+use std::{cell::RefCell, collections::BTreeSet, io, sync::Arc};
 
 use memchr::memmem::Finder;
 
 use super::{
-    Log,
+    Direction, Log,
     disk::{Disk, DiskFile, TEMPORARY},
     index::{
-        Index, Record,
+        Index, Record, Take, iccid_term,
         live::{Indexed, LiveIndex},
     },
     record::{Damaged, Frame, Seed, Tombstone},
@@ -43,16 +43,17 @@ enum Fate {
 }
 
 impl Log {
-    /// Removes every event of a SIM, and every mention of its ICCID in other records, from all files. Appends and reads
-    /// go on meanwhile; what is appended after the call began may stay. Durable when it returns; blocks on the disk.
+    /// Removes every event of a SIM up to a position, and every mention of its ICCID in other records, from all files.
+    /// Appends and reads go on meanwhile. Durable when it returns; blocks on the disk.
     ///
     /// # Errors
     /// Where the disk refuses, or the log is closed: part of it may be done then, and the call can be made again.
-    pub fn erase(&self, iccid: &str) -> io::Result<Erased> {
+    pub fn erase(&self, iccid: &str, through: u64) -> io::Result<Erased> {
         let finder = Finder::new(iccid.as_bytes());
         let decide = |frame: &Frame<'_>| {
             let keys_len = frame.keys_len as usize;
             match (frame.keys(), frame.body.split_at_checked(keys_len)) {
+                _ if frame.seq > through => Fate::Keep,
                 (Ok(keys), _) if keys.iccid == Some(iccid) => Fate::Erase,
                 // An id or a device that is called like the SIM can't be struck out: they are what the event is.
                 (Ok(_), Some((keys, _))) if find_number(&finder, keys, 0).is_some() => Fate::Erase,
@@ -66,16 +67,18 @@ impl Log {
     }
 
     /// The same for events that another log erased at the same positions: for a log that mirrors what that one mirrors.
-    /// Gives how many of them were still here.
+    /// `erased` is in order of position. Gives the ICCIDs of those that were still here.
     ///
     /// # Errors
     /// As [`Log::erase`].
-    pub fn erase_at(&self, erased: &[Tombstone]) -> io::Result<usize> {
+    pub fn erase_at(&self, erased: &[Tombstone]) -> io::Result<BTreeSet<String>> {
+        let iccids = RefCell::new(BTreeSet::new());
         let is_meant = |frame: &Frame<'_>| {
             let place = erased.binary_search_by_key(&frame.seq, |one| one.seq).ok()?;
             let keys = frame.keys().ok()?;
             // Another history may have given the position to another event.
-            (Tombstone::of(frame, &keys).id == erased[place].id).then_some(())
+            let is_it = Tombstone::of(frame, &keys).id == erased[place].id;
+            is_it.then(|| iccids.borrow_mut().extend(keys.iccid.map(str::to_owned)))
         };
         let decide = |frame: &Frame<'_>| is_meant(frame).map_or(Fate::Keep, |()| Fate::Erase);
         let mut here = Vec::new();
@@ -88,7 +91,45 @@ impl Log {
             let first = here.partition_point(|seq| *seq < span.0);
             Ok(here.get(first).is_some_and(|seq| *seq <= span.1))
         };
-        Ok(self.erase_where(concerns, decide)?.events.len())
+        self.erase_where(concerns, decide)?;
+        Ok(iccids.into_inner())
+    }
+
+    /// What would stay of each event of a SIM up to a position, if it was erased: for those who must tell others first.
+    ///
+    /// # Errors
+    /// Where the disk refuses.
+    pub fn erasable(&self, iccid: &str, through: u64) -> io::Result<Vec<Tombstone>> {
+        let term = iccid_term(iccid);
+        let mut all = Vec::new();
+        let select = |index: &dyn Index| {
+            let mut found = Vec::new();
+            let take = Take { direction: Direction::Forward, max: usize::MAX };
+            index.postings(term, 0..index.len() as u32, take, &mut found);
+            found.into_iter().map(|ordinal| ordinal as usize).collect()
+        };
+        self.each_frame(select, |frame| {
+            let keys = frame.keys().ok().filter(|keys| keys.iccid == Some(iccid) && frame.seq <= through);
+            all.extend(keys.map(|keys| Tombstone::of(frame, &keys)));
+        })?;
+        Ok(all)
+    }
+
+    /// Whether the event at a position was erased.
+    pub fn is_erased(&self, seq: u64) -> bool {
+        let is_it = |index: &dyn Index| {
+            let place = index.partition(&|record| record.seq < seq);
+            place < index.len() && index.record(place).seq == seq && index.record(place).erased
+        };
+        let segment = {
+            let state = self.state.read();
+            let place = state.sealed.partition_point(|one| one.summary.last_seq < seq);
+            match state.sealed.get(place).cloned() {
+                Some(segment) => segment,
+                None => return is_it(&state.active.index),
+            }
+        };
+        segment.index().is_ok_and(|index| is_it(&*index))
     }
 
     /// What stays of every event that was erased, by position.
@@ -97,28 +138,36 @@ impl Log {
     /// Where the disk refuses.
     pub fn tombstones(&self) -> io::Result<Vec<Tombstone>> {
         let mut all = Vec::new();
-        let (sealed, active) = {
-            let state = self.state.read();
-            let index = &state.active.index;
-            let active = (index.erased > 0).then(|| (Arc::clone(&state.active.file), index.clone()));
-            (Arc::clone(&state.sealed), active)
-        };
-        let mut collect = |file: &dyn DiskFile, index: &dyn Index| {
+        let erased = |index: &dyn Index| (0..index.len()).filter(|n| index.record(*n).erased).collect();
+        self.each_frame(erased, |frame| all.extend(frame.tombstone()))?;
+        Ok(all)
+    }
+
+    /// Shows the whole frames of the records that `select` picks from each index, in order.
+    fn each_frame(
+        &self,
+        select: impl Fn(&dyn Index) -> Vec<usize>,
+        mut show: impl FnMut(&Frame<'_>),
+    ) -> io::Result<()> {
+        let loads_of = |index: &dyn Index| -> Vec<Load> {
             let lost = lost_positions(index);
-            let places = (0..index.len()).filter(|n| index.record(*n).erased);
-            let loads: Vec<_> = places.map(|n| Load::of(index, n, &lost)).collect();
-            load(file, Seed::of(self.incarnation), &loads, |_, frame| {
-                all.extend(frame.ok().and_then(|frame| frame.tombstone()));
+            select(index).into_iter().map(|ordinal| Load::of(index, ordinal, &lost)).collect()
+        };
+        let mut visit = |file: &dyn DiskFile, loads: &[Load]| {
+            load(file, Seed::of(self.incarnation), loads, |_, frame| {
+                frame.iter().for_each(&mut show);
                 true
             })
         };
+        let (sealed, active) = {
+            let state = self.state.read();
+            let active = (Arc::clone(&state.active.file), loads_of(&state.active.index));
+            (Arc::clone(&state.sealed), active)
+        };
         for segment in sealed.iter() {
-            collect(&*segment.file, &*segment.index()?)?;
+            visit(&*segment.file, &loads_of(&*segment.index()?))?;
         }
-        if let Some((file, index)) = active {
-            collect(&*file, &index)?;
-        }
-        Ok(all)
+        visit(&*active.0, &active.1)
     }
 
     fn erase_where(

@@ -79,6 +79,23 @@ impl Tombstone {
         }
     }
 
+    /// Frames of all, for another store of the same history.
+    pub(crate) fn encode_all(incarnation: u64, tombstones: &[Self]) -> Vec<u8> {
+        let mut out = Vec::with_capacity(tombstones.len() * (HEADER_BYTES + TOMBSTONE_BYTES));
+        tombstones.iter().for_each(|one| one.encode(Seed::of(incarnation), &mut out));
+        out
+    }
+
+    /// What such frames say; those of another history, or cut short, say nothing.
+    pub(crate) fn decode_all(incarnation: u64, mut bytes: &[u8]) -> Vec<Self> {
+        let mut all = Vec::new();
+        while let Ok(frame) = Frame::decode(Seed::of(incarnation), bytes) {
+            all.extend(frame.tombstone());
+            bytes = &bytes[frame.bytes()..];
+        }
+        all
+    }
+
     /// Appends its frame.
     pub(crate) fn encode(&self, seed: Seed, out: &mut Vec<u8>) {
         let mut body = Vec::with_capacity(TOMBSTONE_BYTES);

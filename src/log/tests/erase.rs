@@ -44,7 +44,7 @@ fn what_is_erased_leaves_every_file_and_nothing_else_changes() {
         let known: Vec<_> = (0..60).map(|n| log.find(&format!("evt_{n}"))).collect();
         assert!(!holds(&disk, GONE).is_empty());
 
-        let erased = log.erase(GONE).unwrap();
+        let erased = log.erase(GONE, u64::MAX).unwrap();
         assert_eq!(erased.events.iter().map(|one| one.seq).collect::<Vec<_>>(), of_sim(60));
         assert_eq!(erased.redacted, [0; 0]);
         assert_eq!(holds(&disk, GONE), [""; 0]);
@@ -71,7 +71,7 @@ fn what_is_erased_leaves_every_file_and_nothing_else_changes() {
             assert_eq!(log.tombstones().unwrap(), erased.events);
         };
         check(&log);
-        assert_eq!(log.erase(GONE).unwrap(), Erased::default(), "twice is once");
+        assert_eq!(log.erase(GONE, u64::MAX).unwrap(), Erased::default(), "twice is once");
         // Each segment is read through by maintenance: a place that holds nothing is no damage.
         for minute in 0..20 {
             log.maintain(second(100 + 4_000 * minute)).unwrap();
@@ -100,8 +100,8 @@ fn who_only_mentions_it_loses_the_digits_and_nothing_else() {
     let log = open(&disk);
     log.append(vec![mention(0), entry(1), mention(2)]).unwrap();
     let longer = format!("{GONE}5");
-    assert_eq!(log.erase(GONE).unwrap().redacted, [1, 3]);
-    assert_eq!(log.erase(GONE).unwrap(), Erased::default());
+    assert_eq!(log.erase(GONE, u64::MAX).unwrap().redacted, [1, 3]);
+    assert_eq!(log.erase(GONE, u64::MAX).unwrap(), Erased::default());
     let event = log.get(1).unwrap().unwrap();
     let json: serde_json::Value = serde_json::from_slice(event.json()).unwrap();
     let (extra, struck) = (&json["data"]["extra"], "*".repeat(GONE.len()));
@@ -119,7 +119,7 @@ fn what_lies_in_damaged_bytes_goes_too_and_stays_damage() {
     log.append(entries(0..12)).unwrap();
     let gone = of_sim(12);
     super::testing::damage(&disk, &format!("evt_{}", gone[0] - 1));
-    let erased = log.erase(GONE).unwrap();
+    let erased = log.erase(GONE, u64::MAX).unwrap();
     assert_eq!(erased.events.iter().map(|one| one.seq).collect::<Vec<_>>(), gone[1..]);
     assert_eq!(holds(&disk, GONE), [""; 0]);
     let hole = Hole { first_seq: gone[0], last_seq: gone[0], reason: GapReason::Corruption };
@@ -139,15 +139,48 @@ fn a_copy_erases_the_same_positions_and_no_others() {
     for log in [&log, &copy] {
         log.append(entries(0..30)).unwrap();
     }
-    let erased = log.erase(GONE).unwrap().events;
-    assert_eq!(copy.erase_at(&erased).unwrap(), erased.len());
-    assert_eq!(copy.erase_at(&erased).unwrap(), 0);
-    assert_eq!(read_all(&copy), (others(30), vec![]));
+    let foretold = log.erasable(GONE, 20).unwrap();
+    let erased = log.erase(GONE, 20).unwrap().events;
+    assert_eq!((erased.iter().map(|one| one.seq).collect::<Vec<_>>(), &foretold), (of_sim(20), &erased));
+    let newer: Vec<_> = log.erasable(GONE, u64::MAX).unwrap().iter().map(|one| one.seq).collect();
+    assert_eq!(newer, of_sim(30).into_iter().filter(|seq| *seq > 20).collect::<Vec<_>>(), "what came later stays");
+    assert_eq!(Tombstone::decode_all(77, &Tombstone::encode_all(77, &erased)), erased);
+    assert_eq!(Tombstone::decode_all(78, &Tombstone::encode_all(77, &erased)), []);
+    assert_eq!(copy.erase_at(&erased).unwrap(), BTreeSet::from([GONE.to_owned()]));
+    assert_eq!(copy.erase_at(&erased).unwrap(), BTreeSet::new());
+    let kept: Vec<_> = (1..=30).filter(|seq| *seq > 20 || !of_sim(20).contains(seq)).collect();
+    assert_eq!(read_all(&copy).0.into_iter().map(|(seq, _)| seq).collect::<Vec<_>>(), kept);
+    assert_eq!(read_all(&copy).1, []);
     assert_eq!(copy.tombstones().unwrap(), erased);
+    assert!((1..=30).all(|seq| copy.is_erased(seq) == of_sim(20).contains(&seq)));
     // Of another history: other events lie there.
     let other = Log::in_memory(77);
     other.append(entries(100..130)).unwrap();
-    assert_eq!(other.erase_at(&erased).unwrap(), 0);
+    assert_eq!(other.erase_at(&erased).unwrap(), BTreeSet::new());
+}
+
+#[test]
+fn a_copy_that_is_filled_later_has_the_places_of_what_was_erased_before() {
+    let disk = Arc::new(MemoryDisk::default());
+    let (log, copy) = (Log::in_memory(77), open(&disk));
+    log.append(entries(0..30)).unwrap();
+    let erased = log.erase(GONE, u64::MAX).unwrap().events;
+    for n in 0..30 {
+        match erased.iter().find(|one| one.seq == n + 1) {
+            Some(one) => copy.append_erased(std::slice::from_ref(one)).unwrap(),
+            None => copy.append_at(vec![(n + 1, entry(n))]).unwrap(),
+        }
+    }
+    assert!(copy.append_erased(&erased[..1]).is_err(), "not where something lies already");
+    for _ in 0..2 {
+        let copy = open(&disk);
+        assert_eq!(read_all(&copy), (others(30), vec![]));
+        assert!((0..=30).all(|seq| copy.cursor_at(seq) == log.cursor_at(seq)));
+        assert_eq!(copy.quarter_counts(None).unwrap(), log.quarter_counts(None).unwrap());
+        assert!((0..30).all(|n| copy.find(&format!("evt_{n}")) == log.find(&format!("evt_{n}"))));
+        assert_eq!(copy.tombstones().unwrap(), erased);
+        copy.close().unwrap();
+    }
 }
 
 #[test]
@@ -171,13 +204,13 @@ fn readers_and_writers_that_are_at_work_see_neither_a_gap_nor_a_change() {
                 log.append(entries([n])).unwrap();
             }
         });
-        log.erase(GONE).unwrap();
+        log.erase(GONE, u64::MAX).unwrap();
         log.maintain(second(5)).unwrap();
         writer.join().unwrap();
         is_done.store(true, std::sync::atomic::Ordering::Relaxed);
         threads.into_iter().for_each(|thread| thread.join().unwrap());
     });
-    log.erase(GONE).unwrap();
+    log.erase(GONE, u64::MAX).unwrap();
     assert_eq!(read_all(&log), (others(300), vec![]));
 }
 
@@ -193,7 +226,7 @@ fn power_lost_at_any_step_of_an_erasure_loses_nothing_of_others_and_the_next_one
     let whole = Arc::new(MemoryDisk::default());
     let log = prepare(&whole);
     let before = whole.steps();
-    log.erase(GONE).unwrap();
+    log.erase(GONE, u64::MAX).unwrap();
     let after = whole.steps();
     assert!(after - before > 20, "{} steps", after - before);
     for step in before..=after {
@@ -201,7 +234,7 @@ fn power_lost_at_any_step_of_an_erasure_loses_nothing_of_others_and_the_next_one
             let disk = Arc::new(MemoryDisk::default());
             let log = prepare(&disk);
             disk.lose_power_at(step);
-            let erased = log.erase(GONE);
+            let erased = log.erase(GONE, u64::MAX);
             let disk = Arc::new(disk.after_power_loss(share));
             let log = open(&disk);
             let (events, holes) = read_all(&log);
@@ -213,7 +246,7 @@ fn power_lost_at_any_step_of_an_erasure_loses_nothing_of_others_and_the_next_one
             if erased.is_ok() {
                 assert_eq!(holds(&disk, GONE), [""; 0], "step {step}: what was said to be done is");
             }
-            log.erase(GONE).unwrap();
+            log.erase(GONE, u64::MAX).unwrap();
             assert_eq!((read_all(&log), holds(&disk, GONE)), ((others(30), vec![]), vec![]), "step {step}");
             assert_eq!(log.append(entries([30])).unwrap(), [31]);
         }
@@ -227,7 +260,7 @@ fn erased_ids_stay_known_when_retention_removes_their_segment() {
     for n in 0..60 {
         log.append(entries([n])).unwrap();
     }
-    log.erase(GONE).unwrap();
+    log.erase(GONE, u64::MAX).unwrap();
     let options = Options { retention_bytes: 4_000, ..options() };
     drop(log);
     let log = Log::open_on(Arc::clone(&disk) as Arc<dyn Disk>, options).unwrap();
