@@ -18,6 +18,7 @@ use crate::{
     },
     clock::SharedClock,
     config::{self, BusKind, Config},
+    erase::Erasure,
     frontends::{
         self, Context, Limits, Parts, Registry, WebConfig,
         listener::{BindError, Deadlines, Listener, Protocol, Serve},
@@ -144,6 +145,8 @@ pub async fn start(config: Config, clock: SharedClock, metrics: Metrics) -> Resu
     );
     let auth = Arc::new(Auth::new(config.auth.clone(), clock.clone()));
     let (webhooks, supervisor) = webhooks::new(webhooks_parts(&config, &hub, &bus, &auth, &clock)?);
+    // Whatever keeps something of SIMs outside the bus is named here.
+    let erasure = Erasure::new(hub.clone(), bus.clone(), vec![Arc::new(webhooks.clone())]);
     let limits = limits(&config.limits);
     let web = WebConfig {
         listen: vec![http.local_addr(), grpc.local_addr()],
@@ -156,6 +159,7 @@ pub async fn start(config: Config, clock: SharedClock, metrics: Metrics) -> Resu
         status: ingest.status(),
         webhooks,
         lookup: Arc::new(Lookup::new(&client, bus.clone(), ingest.status(), clock.clone())),
+        erasure: erasure.clone(),
         auth,
         tickets: Arc::new(Tickets::new(clock.clone())),
         sessions: Arc::new(CookieSessions::new(clock.clone())),
@@ -203,6 +207,7 @@ pub async fn start(config: Config, clock: SharedClock, metrics: Metrics) -> Resu
     lifecycle.spawn_background("metrics upkeep", until(lifecycle.stop.clone(), metrics.upkeep()));
     lifecycle.spawn("poller", poll(ingest, lifecycle.clone()));
     lifecycle.spawn("webhooks", deliver(supervisor, lifecycle.clone()));
+    lifecycle.spawn("erasures", erasure.follow(lifecycle.draining.clone()));
     lifecycle.spawn("history watch", watch_history(running.bus.clone(), lifecycle.clone()));
     tracing::info!(http = %running.http, grpc = %running.grpc, admin = %running.admin, "listening");
     Ok(running)

@@ -40,6 +40,7 @@ use crate::{
     auth::{self, Auth, CookieSessions, Principal, Tickets},
     bus::{Bus, Fill},
     clock::SharedClock,
+    erase::Erasure,
     hub::Hub,
     ingest::StatusReceiver,
     lookup::Lookup,
@@ -66,6 +67,8 @@ pub struct Parts {
     pub webhooks: Webhooks,
     /// What clients ask of upstream.
     pub lookup: Arc<Lookup>,
+    /// Erases what is kept of a SIM.
+    pub erasure: Erasure,
     /// Who is asking.
     pub auth: Arc<Auth>,
     /// Single-use tickets for URLs.

@@ -34,7 +34,8 @@ use self::{
     writer::{Command, State, Writer},
 };
 use super::{
-    AppendError, Appended, Bucket, Bus, Change, Entry, EraseError, Erased, Fence, Health, KvError, Lease, NewEvent,
+    AppendError, Appended, Bucket, Bus, Change, Entry, EraseError, Erased, Fence, Health, KvError, Lease,
+    NewEvent,
 };
 use crate::{
     clock::SharedClock,
@@ -361,7 +362,8 @@ impl Bus for Embedded {
         }
         let (log, kv, iccid) = (Arc::clone(&self.log), Arc::clone(&self.kv), iccid.as_str().to_owned());
         let erase = move || {
-            let removed = log.erase(&iccid, log.bounds().last_seq).map_err(|error| EraseError(error.to_string()))?;
+            let removed =
+                log.erase(&iccid, log.bounds().last_seq).map_err(|error| EraseError(error.to_string()))?;
             let keys = kv.erase(&iccid).map_err(|error| EraseError(error.to_string()))?;
             let (events, mentions) = (removed.events.len() as u64, removed.redacted.len() as u64);
             Ok(Erased { events, mentions, keys, left: Vec::new() })

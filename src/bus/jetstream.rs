@@ -41,8 +41,8 @@ use self::{
     provision::{Drift, Durability, Provisioned},
 };
 use super::{
-    AppendError, Appended, Bucket, Bus, Change, Entry, EraseError, Erased, Fence, Fill, Health, KvError, Lease,
-    NewEvent,
+    AppendError, Appended, Bucket, Bus, Change, Entry, EraseError, Erased, Fence, Fill, Health, KvError,
+    Lease, NewEvent,
 };
 use crate::{
     clock::SharedClock,

@@ -11,12 +11,14 @@
 //! | [`body`] | JSON bodies in, spliced bytes out |
 //! | [`events`] | history and single events |
 //! | [`lookup`] | the documented paths of the API, through the gateway |
+//! | [`erase`] | everything that is kept of a SIM goes |
 //! | [`stream`] | the stream as a whole, subscribers, tickets |
 //! | [`webhooks`] | endpoints, deliveries, replays |
 //! | [`openapi`] | the document |
 //! | [`landing`] | the page at `/` |
 
 pub mod body;
+pub mod erase;
 pub mod events;
 pub mod guard;
 pub mod landing;

@@ -17,6 +17,7 @@ use crate::{
     auth::{self, Role, TokenConfig, hash_token},
     bus::embedded,
     clock::Clock,
+    erase::Erasure,
     event::{Event, Filter, FilterLimits, Iccid, StoredEvent, identity::Identity},
     globalsim::{
         budget::{BudgetConfig, Gate},
@@ -122,8 +123,10 @@ impl Fixture {
         let (webhooks, supervisor) = webhooks::new(
             webhooks::Parts::in_memory(hub.clone(), bus.clone(), auth.clone(), clock.clone()).unwrap(),
         );
+        let erasure = Erasure::new(hub.clone(), bus.clone(), vec![Arc::new(webhooks.clone())]);
         let mut parts = Parts {
             lookup: nobody(&bus, &receiver, &clock),
+            erasure,
             hub,
             bus,
             status: receiver,

@@ -22,7 +22,10 @@ use super::{
         live::{Indexed, LiveIndex},
     },
     record::{Damaged, Frame, Seed, Tombstone},
-    segment::{FILE_HEADER_BYTES, Load, Segment, file_header, load, lost_positions, read_through, segment_name, sidecar_name},
+    segment::{
+        FILE_HEADER_BYTES, Load, Segment, file_header, load, lost_positions, read_through, segment_name,
+        sidecar_name,
+    },
 };
 
 /// What an erasure changed.

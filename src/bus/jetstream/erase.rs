@@ -11,12 +11,7 @@
 //! the stream up to that moment by the subjects of the SIM. After a crash at any point the same can be asked again: the
 //! purge needs no copy, and what was announced is applied whatever happens.
 
-use std::{
-    collections::BTreeSet,
-    io,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeSet, io, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -90,14 +85,21 @@ impl Mirror {
     pub(super) fn tell_erased(&self, iccids: BTreeSet<String>) {
         for iccid in iccids {
             if self.erased_elsewhere.0.try_send(iccid).is_err() {
-                tracing::warn!("nobody takes note that a SIM was erased; its attempts of webhooks stay until they are old");
+                tracing::warn!(
+                    "nobody takes note that a SIM was erased; its attempts of webhooks stay until they are old"
+                );
             }
         }
     }
 }
 
 /// Applies announcements as they come, until the bus closes.
-pub(super) async fn follow(buckets: Buckets, mirror: Arc<Mirror>, chance: Chance, stopping: CancellationToken) {
+pub(super) async fn follow(
+    buckets: Buckets,
+    mirror: Arc<Mirror>,
+    chance: Chance,
+    stopping: CancellationToken,
+) {
     let following = async {
         loop {
             if let Err(error) = follow_once(&buckets, &mirror).await {
@@ -113,8 +115,7 @@ pub(super) async fn follow(buckets: Buckets, mirror: Arc<Mirror>, chance: Chance
 }
 
 async fn follow_once(buckets: &Buckets, mirror: &Arc<Mirror>) -> Result<(), String> {
-    let mut changes =
-        buckets.watch(Bucket::State, ANNOUNCED).await.map_err(|error| error.to_string())?;
+    let mut changes = buckets.watch(Bucket::State, ANNOUNCED).await.map_err(|error| error.to_string())?;
     while let Some(change) = changes.recv().await {
         let Change::Put(entry) = change else { continue };
         let erased = Tombstone::decode_all(mirror.log.incarnation(), &entry.value);
@@ -162,7 +163,8 @@ impl JetStream {
         let removed = removed.map_err(|error| failed(&error))?.map_err(|error| failed(&error))?;
 
         let mut left = Vec::new();
-        let subjects = format!("{}.events.*.{}.*", self.appender.subject_prefix, subject::token(iccid.as_str()));
+        let subjects =
+            format!("{}.events.*.{}.*", self.appender.subject_prefix, subject::token(iccid.as_str()));
         if let Err(error) = stream.purge().filter(subjects.as_str()).sequence(through + 1).await {
             let (name, seq) = (&source.stream, through + 1);
             tracing::warn!(%error, "the stream was not purged of a SIM");
@@ -223,7 +225,8 @@ impl JetStream {
         let oldest_s = self.appender.clock.now().as_second() - days * 24 * 3_600;
         let Ok(entries) = self.buckets.list(Bucket::State, ANNOUNCED).await else { return };
         let is_old = |key: &str| {
-            let newest_s = key.strip_prefix(ANNOUNCED).and_then(|rest| rest.split('.').next()?.parse::<i64>().ok());
+            let newest_s =
+                key.strip_prefix(ANNOUNCED).and_then(|rest| rest.split('.').next()?.parse::<i64>().ok());
             newest_s.is_some_and(|newest_s| newest_s < oldest_s)
         };
         for entry in entries.iter().filter(|entry| is_old(&entry.key)) {

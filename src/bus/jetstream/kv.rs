@@ -150,7 +150,8 @@ impl Buckets {
     /// Removes a key with its deletions. The error comes with what an operator can do.
     pub(super) async fn purge(&self, bucket: Bucket, key: &str) -> Result<(), (KvError, String)> {
         let (subject, name) = (self.subject(bucket, key), Self::name(&self.stream, bucket));
-        let cure = || format!("as an operator, run: nats stream purge KV_{name} --subject='{subject}' --force");
+        let cure =
+            || format!("as an operator, run: nats stream purge KV_{name} --subject='{subject}' --force");
         let stream = self.stream(bucket).await.map_err(|error| (error, cure()))?;
         match stream.purge().filter(subject.as_str()).await {
             Ok(_) => Ok(()),

@@ -200,7 +200,8 @@ pub(super) async fn open(
     })
     .await?;
     // What was erased while this gateway was away must not be looked for in the stream.
-    let erased = erase::announced(source, incarnation).await.map_err(|error| OpenError::Stream(error.to_string()))?;
+    let erased =
+        erase::announced(source, incarnation).await.map_err(|error| OpenError::Stream(error.to_string()))?;
     let (copy, announced) = (Arc::clone(&log), erased.clone());
     let iccids = blocking(move || Ok(copy.erase_at(&announced)?)).await?;
     if let Err(Stale(reason)) = verify(&log, log.bounds().last_seq, &stream).await? {

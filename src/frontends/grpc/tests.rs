@@ -128,8 +128,10 @@ impl Gateway {
         let auth = Arc::new(Auth::new(auth::Config { tokens: setup.tokens }, Arc::clone(&clock)));
         let parts = webhooks::Parts::in_memory(hub.clone(), bus.clone(), auth.clone(), clock.clone());
         let (webhooks, _) = webhooks::new(parts.unwrap());
+        let erasure = crate::erase::Erasure::new(hub.clone(), bus.clone(), Vec::new());
         let context = Context::new(Parts {
             lookup: crate::frontends::tests_support::nobody(&bus, &status, &clock),
+            erasure,
             hub,
             bus,
             status,

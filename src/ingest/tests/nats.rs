@@ -24,7 +24,8 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use super::rig::standing;
 use crate::{
     bus::{
-        AppendError, Appended, Bucket, Bus, Change, Entry, EraseError, Erased, Fence, Fill, Health, KvError, Lease, NewEvent,
+        AppendError, Appended, Bucket, Bus, Change, Entry, EraseError, Erased, Fence, Fill, Health, KvError,
+        Lease, NewEvent,
         jetstream::{
             JetStream,
             tests::server::{NEWEST, Options, Server},

@@ -23,8 +23,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     bus::{
-        AppendError, Appended, Bucket, Bus, Change, Entry, EraseError, Erased, Fence, Fill, Health, KvError, Lease, NewEvent,
-        embedded::Embedded,
+        AppendError, Appended, Bucket, Bus, Change, Entry, EraseError, Erased, Fence, Fill, Health, KvError,
+        Lease, NewEvent, embedded::Embedded,
     },
     clock::{SharedClock, TokioClock},
     event::{Iccid, Predicate},

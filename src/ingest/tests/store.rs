@@ -9,7 +9,10 @@ use tokio::sync::{mpsc, watch};
 
 use super::{backfilled, rig::Rig};
 use crate::{
-    bus::{AppendError, Appended, Bucket, Bus, Change, Entry, EraseError, Erased, Fence, Health, KvError, Lease, NewEvent},
+    bus::{
+        AppendError, Appended, Bucket, Bus, Change, Entry, EraseError, Erased, Fence, Health, KvError, Lease,
+        NewEvent,
+    },
     event::{Iccid, SealError},
     globalsim::simulator::Faults,
     ingest::{DetailsMode, position},

@@ -52,7 +52,8 @@ fn what_is_erased_leaves_every_file_and_nothing_else_changes() {
             assert_eq!(read_all(log), (others(60), vec![]));
             let backward = read_through(log, u64::MAX, Direction::Backward, &Predicate::default(), 7);
             assert_eq!(backward, (others(60).into_iter().rev().collect(), vec![]));
-            let filtered = |iccid| read_through(log, 0, Direction::Forward, &filter(&[("iccid", &[iccid])]), 100);
+            let filtered =
+                |iccid| read_through(log, 0, Direction::Forward, &filter(&[("iccid", &[iccid])]), 100);
             assert_eq!(filtered(GONE), (vec![], vec![]));
             assert!(!filtered(ICCIDS[0]).0.is_empty());
             for seq in of_sim(60) {
@@ -143,7 +144,11 @@ fn a_copy_erases_the_same_positions_and_no_others() {
     let erased = log.erase(GONE, 20).unwrap().events;
     assert_eq!((erased.iter().map(|one| one.seq).collect::<Vec<_>>(), &foretold), (of_sim(20), &erased));
     let newer: Vec<_> = log.erasable(GONE, u64::MAX).unwrap().iter().map(|one| one.seq).collect();
-    assert_eq!(newer, of_sim(30).into_iter().filter(|seq| *seq > 20).collect::<Vec<_>>(), "what came later stays");
+    assert_eq!(
+        newer,
+        of_sim(30).into_iter().filter(|seq| *seq > 20).collect::<Vec<_>>(),
+        "what came later stays"
+    );
     assert_eq!(Tombstone::decode_all(77, &Tombstone::encode_all(77, &erased)), erased);
     assert_eq!(Tombstone::decode_all(78, &Tombstone::encode_all(77, &erased)), []);
     assert_eq!(copy.erase_at(&erased).unwrap(), BTreeSet::from([GONE.to_owned()]));

@@ -61,10 +61,8 @@ async fn until(what: &str, holds: impl Fn() -> bool) {
 async fn everywhere(version: &'static str) {
     let server = Server::start(version).await;
     let directory = tempfile::tempdir().unwrap();
-    let on_disk = |name: &str| Config {
-        cache_path: Some(directory.path().join(name)),
-        ..config(&server, "S")
-    };
+    let on_disk =
+        |name: &str| Config { cache_path: Some(directory.path().join(name)), ..config(&server, "S") };
     let one = open(on_disk("one")).await;
     complete(&one).await;
     one.append(batch(STAYS, 0..5), None).await.unwrap();

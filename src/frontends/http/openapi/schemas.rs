@@ -38,6 +38,7 @@ pub fn all() -> Value {
             ("expires_in_s", json!({"type": "integer"})),
         ], &[]),
         "Error": object(&[("error", error())], &[]),
+        "SimErased": sim_erased(),
         "Webhook": webhooks::endpoint(&[]),
         "WebhookMade": webhooks::endpoint(&[("secret", described(text(), "Shown this once."))]),
         "Webhooks": object(&[("webhooks", list_of("Webhook"))], &[]),
@@ -56,6 +57,39 @@ pub fn all() -> Value {
         "Attempt": webhooks::attempt(),
         "AttemptsErased": object(&[("iccid", text()), ("attempts_removed", json!({"type": "integer"}))], &[]),
     })
+}
+
+/// The answer to an erasure.
+fn sim_erased() -> Value {
+    let count = |what: &str| described(json!({"type": "integer"}), what);
+    let removed = object(
+        &[
+            ("events", count("Events of the SIM.")),
+            ("mentions", count("Records of others that mentioned it and do so no more.")),
+            ("keys", count("Entries of the key-value buckets.")),
+            ("webhook_attempts", count("On the gateway that was asked.")),
+        ],
+        &[],
+    );
+    let left = object(&[("what", text()), ("cure", text())], &[]);
+    object(
+        &[
+            ("iccid", text()),
+            ("removed", removed),
+            (
+                "left",
+                described(
+                    json!({"type": "array", "items": left}),
+                    "What could not be removed, and how it is.",
+                ),
+            ),
+            (
+                "out_of_reach",
+                described(json!({"type": "array", "items": text()}), "What no gateway can remove."),
+            ),
+        ],
+        &[],
+    )
 }
 
 fn list_of(name: &str) -> Value {

@@ -1,7 +1,8 @@
 //! Writing a sidecar: see [`super`] for the layout.
 
 use super::{
-    ERASED_BIT, HEADER_BYTES, IDS_PER_BUCKET, Layout, LiveIndex, MAGIC, MAGIC_ERASED, Sidecar, Summary, bucket_of,
+    ERASED_BIT, HEADER_BYTES, IDS_PER_BUCKET, Layout, LiveIndex, MAGIC, MAGIC_ERASED, Sidecar, Summary,
+    bucket_of,
 };
 use crate::log::KnownId;
 
@@ -88,13 +89,7 @@ fn put_ids(ids: &[(u128, KnownId)], body: &mut Vec<u8>) -> u32 {
     bits
 }
 
-fn with_header(
-    magic: [u8; 8],
-    layout: Layout,
-    incarnation: u64,
-    summary: &Summary,
-    body: &[u8],
-) -> Vec<u8> {
+fn with_header(magic: [u8; 8], layout: Layout, incarnation: u64, summary: &Summary, body: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(HEADER_BYTES + body.len());
     out.extend_from_slice(&magic);
     let (observed, times) = (summary.observed.unwrap_or((1, 0)), summary.times.unwrap_or((1, 0)));
