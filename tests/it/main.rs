@@ -11,6 +11,7 @@ mod doctor;
 mod document;
 mod drain;
 mod examples;
+mod erase;
 mod migrate;
 mod nats_accounts;
 mod nats_clients;
