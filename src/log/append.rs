@@ -239,6 +239,8 @@ impl Log {
     /// # Errors
     /// Where the disk refuses; the next start then reads the last segment through.
     pub fn close(&self) -> io::Result<()> {
+        // An erasure that is under way comes to its end: it and this write sidecars.
+        let _care = self.maintenance.lock();
         let mut writer = self.writer.lock();
         if writer.stopped.is_some() {
             return Ok(());

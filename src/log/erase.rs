@@ -27,6 +27,7 @@ use super::{
         sidecar_name,
     },
 };
+use crate::sabotage::{self, Bug};
 
 /// What an erasure changed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -179,6 +180,9 @@ impl Log {
         decide: impl Fn(&Frame<'_>) -> Fate,
     ) -> io::Result<Erased> {
         let _care = self.maintenance.lock();
+        if let Some(stopped) = self.writer.lock().why_stopped() {
+            return Err(stopped);
+        }
         let mut erased = Erased::default();
         if let Some((span, file)) = self.active_with_records()
             && concerns(span, &*file)?
@@ -280,8 +284,11 @@ impl Log {
                 Fate::Erase => {
                     let keys = frame.keys().map_err(|Damaged| damaged(seq))?;
                     let tombstone = Tombstone::of(&frame, &keys);
-                    tombstone.encode(seed, &mut out);
                     changed.events.push(tombstone);
+                    if sabotage::on(Bug::ForgetErased) {
+                        continue;
+                    }
+                    tombstone.encode(seed, &mut out);
                 }
             }
             let written = Frame::decode(seed, &out[at as usize..]).map_err(|Damaged| damaged(seq))?;
@@ -310,7 +317,9 @@ fn replace_segment(disk: &dyn Disk, base_seq: u64, bytes: &[u8]) -> io::Result<A
         disk.remove(&temporary)?;
         return Err(error);
     }
-    disk.remove(&sidecar_name(base_seq))?;
+    if !sabotage::on(Bug::KeepOldSidecar) {
+        disk.remove(&sidecar_name(base_seq))?;
+    }
     disk.sync()?;
     disk.rename(&temporary, &name)?;
     disk.sync()?;
