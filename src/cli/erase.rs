@@ -12,7 +12,7 @@ use super::{
 };
 
 /// Width of the first column.
-const LABEL_WIDTH: usize = 18;
+const LABEL_WIDTH: usize = 26;
 
 /// Erase everything that is kept of a SIM: events, indexes, webhook attempts, copies of other gateways
 #[derive(Debug, Clone, clap::Args)]
@@ -65,4 +65,25 @@ fn table(answer: &Value) -> String {
         line("out of reach", what);
     }
     table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_removed_left_and_out_of_reach_is_told() {
+        let answer = json!({
+            "iccid": "8947000000000000001",
+            "removed": { "events": 3, "webhook_attempts": 2 },
+            "left": [{ "what": "a message", "cure": "run: \u{1b}nats" }],
+            "out_of_reach": ["backups"],
+        });
+        let lines: Vec<_> = table(&answer).lines().map(str::to_owned).collect();
+        assert!(lines[0].starts_with("events removed") && lines[0].ends_with(" 3"), "{lines:?}");
+        assert!(lines[1].starts_with("webhook attempts removed") && lines[1].ends_with('2'), "{lines:?}");
+        assert!(lines[2].starts_with("left ") && lines[2].ends_with("a message"), "{lines:?}");
+        assert!(lines[3].contains("run: ") && !lines[3].contains('\u{1b}'), "{lines:?}");
+        assert!(lines[4].starts_with("out of reach") && lines[4].ends_with("backups"), "{lines:?}");
+    }
 }

@@ -160,7 +160,7 @@ async fn an_erased_sim_is_in_no_file_and_nobody_else_notices(bus: Bus) {
     let cursors: BTreeSet<_> = given.iter().map(|seen| seen.cursor.as_str()).collect();
     assert_eq!(cursors.len(), given.len());
     assert!(others.iter().all(|event| cursors.contains(event["cursor"].as_str().unwrap())));
-    assert_eq!(files_with(world.dir.path(), &gone), [PathBuf::new(); 0]);
+    assert_eq!(files_with(world.dir.path(), &gone), Vec::<PathBuf>::new());
     if let Some(server) = &world.nats {
         let names: Vec<_> = files_with(&server.store(), &gone)
             .iter()
@@ -192,7 +192,7 @@ async fn an_erased_sim_is_in_no_file_and_nobody_else_notices(bus: Bus) {
     let (_, shown) = get(gateway.http, "/v1/stream").await;
     assert!(!shown["upstream"]["completeness"].to_string().contains("gap"), "{shown}");
     gateway.stop().await;
-    assert_eq!(files_with(world.dir.path(), &gone), [PathBuf::new(); 0]);
+    assert_eq!(files_with(world.dir.path(), &gone), Vec::<PathBuf>::new());
 }
 
 on_both_buses!(an_erased_sim_is_in_no_file_and_nobody_else_notices);
