@@ -37,7 +37,9 @@ async fn serve() -> Result<(), Box<dyn Error>> {
     let auth = Arc::new(Auth::new(auth::Config::default(), clock.clone()));
     let parts = webhooks::Parts::in_memory(hub.clone(), bus.clone(), auth.clone(), clock.clone())?;
     let (webhooks, _) = webhooks::new(parts);
+    let erasure = simcast::erase::Erasure::new(hub.clone(), bus.clone(), Vec::new());
     let context = Context::new(Parts {
+        erasure,
         hub: hub.clone(),
         bus: bus.clone(),
         status: receiver,
