@@ -18,7 +18,7 @@ use crate::{
     },
     clock::SharedClock,
     config::{self, BusKind, Config},
-    erase::Erasure,
+    erase::{self, Erasure},
     frontends::{
         self, Context, Limits, Parts, Registry, WebConfig,
         listener::{BindError, Deadlines, Listener, Protocol, Serve},
@@ -146,7 +146,9 @@ pub async fn start(config: Config, clock: SharedClock, metrics: Metrics) -> Resu
     let auth = Arc::new(Auth::new(config.auth.clone(), clock.clone()));
     let (webhooks, supervisor) = webhooks::new(webhooks_parts(&config, &hub, &bus, &auth, &clock)?);
     // Whatever keeps something of SIMs outside the bus is named here.
-    let erasure = Erasure::new(hub.clone(), bus.clone(), vec![Arc::new(webhooks.clone())]);
+    let lookup = Arc::new(Lookup::new(&client, bus.clone(), ingest.status(), clock.clone()));
+    let targets: Vec<Arc<dyn erase::Target>> = vec![Arc::new(webhooks.clone()), lookup.clone()];
+    let erasure = Erasure::new(hub.clone(), bus.clone(), targets);
     let limits = limits(&config.limits);
     let web = WebConfig {
         listen: vec![http.local_addr(), grpc.local_addr()],
@@ -158,7 +160,7 @@ pub async fn start(config: Config, clock: SharedClock, metrics: Metrics) -> Resu
         bus: bus.clone(),
         status: ingest.status(),
         webhooks,
-        lookup: Arc::new(Lookup::new(&client, bus.clone(), ingest.status(), clock.clone())),
+        lookup,
         erasure: erasure.clone(),
         auth,
         tickets: Arc::new(Tickets::new(clock.clone())),

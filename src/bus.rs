@@ -158,7 +158,16 @@ impl KvError {
 
 /// Begins the key under which what is known of one SIM lies in [`Bucket::State`]; its ICCID follows. [`Bus::erase`]
 /// removes it.
-pub const SIM_KEY_PREFIX: &str = "sim.";
+pub const SIM_KEY_PREFIX: &str = "sim/";
+/// The same of a device; its id follows. [`Bus::erase`] removes those whose value names the SIM.
+pub const DEVICE_KEY_PREFIX: &str = "device/";
+
+/// Whether an entry of [`Bucket::State`] is of a SIM.
+fn is_of_sim(entry: &Entry, iccid: &str) -> bool {
+    let names_it = || memchr::memmem::find(&entry.value, iccid.as_bytes()).is_some();
+    entry.key.strip_prefix(SIM_KEY_PREFIX) == Some(iccid)
+        || (entry.key.starts_with(DEVICE_KEY_PREFIX) && names_it())
+}
 
 /// What [`Bus::erase`] removed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -18,6 +18,7 @@ use crate::{
     bus::{Bucket, Bus, EraseError, Erased, Left},
     event::Iccid,
     hub::Hub,
+    lookup::Lookup,
     webhooks::Webhooks,
 };
 
@@ -39,6 +40,17 @@ impl Target for Webhooks {
 
     async fn forget(&self, iccid: &Iccid) -> Result<u64, EraseError> {
         self.forget_sim(iccid).await.map_err(|error| EraseError(format!("attempts of webhooks: {error}")))
+    }
+}
+
+#[async_trait]
+impl Target for Lookup {
+    fn name(&self) -> &'static str {
+        "upstream_answers"
+    }
+
+    async fn forget(&self, iccid: &Iccid) -> Result<u64, EraseError> {
+        Ok(Self::forget(self, iccid))
     }
 }
 

@@ -8,7 +8,9 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use bytes::Bytes;
 use futures_util::{FutureExt, future::join_all};
 
-use super::{AppendError, Appended, Bucket, Bus, Change, Fence, KvError, NewEvent, SIM_KEY_PREFIX};
+use super::{
+    AppendError, Appended, Bucket, Bus, Change, DEVICE_KEY_PREFIX, Fence, KvError, NewEvent, SIM_KEY_PREFIX,
+};
 use crate::{
     event::{Event, Iccid, Identity, Predicate},
     log::{CursorState, Direction, ReadRequest},
@@ -99,8 +101,13 @@ async fn erased_is_gone(bus: &Arc<dyn Bus>) -> Checked {
     let last = bus.log().bounds().last_seq;
     let cursors: Vec<_> = (0..=last).map(|seq| bus.log().cursor_at(seq)).collect();
     bus.kv_put(Bucket::State, &format!("{SIM_KEY_PREFIX}{gone}"), Bytes::from_static(b"{}")).await?;
+    let named = format!("{{\"iccid\":\"{gone}\"}}");
+    bus.kv_put(Bucket::State, &format!("{DEVICE_KEY_PREFIX}its"), named.into()).await?;
+    bus.kv_put(Bucket::State, &format!("{DEVICE_KEY_PREFIX}other"), Bytes::from_static(b"{}")).await?;
     let erased = bus.erase(&gone).await?;
-    ensure!((erased.events, erased.mentions, erased.keys) == (2, 1, 1), "{erased:?}");
+    ensure!((erased.events, erased.mentions, erased.keys) == (2, 1, 2), "{erased:?}");
+    let devices = bus.kv_list(Bucket::State, DEVICE_KEY_PREFIX).await?;
+    ensure!(devices.len() == 1 && devices[0].key.ends_with("other"), "devices left: {devices:?}");
     ensure!(read_ids(bus)? == ["b", "mention"], "left are {:?}", read_ids(bus)?);
     ensure!(bus.kv_list(Bucket::State, SIM_KEY_PREFIX).await?.is_empty(), "the SIM's key is still there");
     let mention = bus.log().find("mention").map(|known| bus.log().get(known.seq)).transpose()?.flatten();

@@ -23,7 +23,7 @@ use redb::{
 };
 use tokio::sync::mpsc;
 
-use crate::bus::{Bucket, Change, Entry, KvError, SIM_KEY_PREFIX};
+use crate::bus::{Bucket, Change, Entry, KvError};
 
 mod erase;
 

@@ -232,18 +232,18 @@ async fn an_erasure_leaves_nothing_in_free_pages_and_the_store_as_it_was() {
     for n in 0..50 {
         bus.kv_put(Bucket::Cursors, &format!("key{n}"), n.to_string().into()).await.unwrap();
     }
-    bus.kv_put(Bucket::State, &format!("sim.{gone}"), Bytes::from_static(b"x")).await.unwrap();
+    bus.kv_put(Bucket::State, &format!("sim/{gone}"), Bytes::from_static(b"x")).await.unwrap();
     let file = dir.path().join("state.redb");
     let holds = || memchr::memmem::find(&std::fs::read(&file).unwrap(), gone.as_str().as_bytes()).is_some();
     assert!(holds());
     let before = bus.kv_list(Bucket::Cursors, "").await.unwrap();
-    let mut watch = bus.kv_watch(Bucket::State, "sim.").await.unwrap();
+    let mut watch = bus.kv_watch(Bucket::State, "sim/").await.unwrap();
     let erased = bus.erase(&gone).await.unwrap();
     assert_eq!((erased.keys, holds()), (1, false));
     assert_eq!(bus.kv_list(Bucket::Cursors, "").await.unwrap(), before);
     assert!(matches!(watch.recv().await, Some(Change::Put(_))));
     assert_eq!(watch.recv().await, Some(Change::Synced));
-    assert_eq!(watch.recv().await, Some(Change::Deleted { key: format!("sim.{gone}") }));
+    assert_eq!(watch.recv().await, Some(Change::Deleted { key: format!("sim/{gone}") }));
     let last = before.iter().map(|entry| entry.revision).max().unwrap();
     assert_eq!(bus.kv_put(Bucket::Cursors, "new", Bytes::new()).await.unwrap(), last + 1);
     bus.shutdown().await;

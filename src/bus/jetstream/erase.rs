@@ -25,7 +25,9 @@ use super::{
     subject,
 };
 use crate::{
-    bus::{Bucket, Change, EraseError, Erased, Fill, KvError, Left, SIM_KEY_PREFIX},
+    bus::{
+        Bucket, Change, DEVICE_KEY_PREFIX, EraseError, Erased, Fill, KvError, Left, SIM_KEY_PREFIX, is_of_sim,
+    },
     event::{Iccid, identity::FieldHasher},
     log::Tombstone,
 };
@@ -196,16 +198,24 @@ impl JetStream {
         Ok(Erased { events, mentions, keys, left })
     }
 
-    /// Removes the SIM's own key, and what the bucket remembers of its deletion: the key is the ICCID.
+    /// Removes the SIM's own key and its device's, and what the bucket remembers of its deletion: the key is the ICCID.
     async fn erase_key(&self, iccid: &Iccid) -> Result<(u64, Option<Left>), KvError> {
         let key = format!("{SIM_KEY_PREFIX}{iccid}");
+        let mut keys = vec![key.clone()];
+        let devices = self.buckets.list(Bucket::State, DEVICE_KEY_PREFIX).await?;
+        keys.extend(
+            devices.into_iter().filter(|entry| is_of_sim(entry, iccid.as_str())).map(|entry| entry.key),
+        );
         let mut deleted = 0;
-        while let Some(entry) = self.buckets.get(Bucket::State, &key).await? {
-            match self.buckets.delete(Bucket::State, &key, entry.revision).await {
-                Ok(()) => deleted += 1,
-                // Its writer was faster.
-                Err(KvError::Conflict) => {}
-                Err(error) => return Err(error),
+        for key in &keys {
+            let get = || self.buckets.get(Bucket::State, key);
+            while let Some(entry) = get().await?.filter(|entry| is_of_sim(entry, iccid.as_str())) {
+                match self.buckets.delete(Bucket::State, key, entry.revision).await {
+                    Ok(()) => deleted += 1,
+                    // Its writer was faster.
+                    Err(KvError::Conflict) => {}
+                    Err(error) => return Err(error),
+                }
             }
         }
         if self.buckets.is_forgotten(Bucket::State, &key).await? {

@@ -376,7 +376,8 @@ pub const TABLE: &[Route] = &[
         id: "eraseSim",
         access: Access::Role(Role::Admin),
         summary: "Erase a SIM",
-        description: "Removes everything that is kept of `iccid` so far: its events, what other records say of it,                       indexes, attempts of webhooks, the copies of other gateways. Positions and cursors stay, ids stay \
+        description: "Removes everything that is kept of `iccid` so far: its events, what other records say of it, \
+                      indexes, attempts of webhooks, the copies of other gateways. Positions and cursors stay, ids stay \
                       known, and nobody is told of a gap. The answer says what is left and how it is removed, and what \
                       no gateway can reach. What upstream shows of the SIM from then on comes in as before. Asking again \
                       does no harm.",

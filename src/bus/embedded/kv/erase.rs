@@ -4,8 +4,8 @@ use std::{fs, io, path::Path};
 
 use redb::{Database, ReadableDatabase, ReadableTable, TableError};
 
-use super::{COUNTERS, Db, Kv, KvError, Op, SIM_KEY_PREFIX, open_file, table, unavailable};
-use crate::bus::Bucket;
+use super::{COUNTERS, Db, Kv, KvError, Op, open_file, table, unavailable};
+use crate::bus::{Bucket, DEVICE_KEY_PREFIX, SIM_KEY_PREFIX, is_of_sim};
 
 /// Every bucket there is.
 const BUCKETS: [Bucket; 4] = [Bucket::State, Bucket::Endpoints, Bucket::Cursors, Bucket::Lease];
@@ -13,17 +13,22 @@ const BUCKETS: [Bucket; 4] = [Bucket::State, Bucket::Endpoints, Bucket::Cursors,
 const TEMPORARY: &str = "redb.tmp";
 
 impl Kv {
-    /// Deletes what is kept of one SIM under its own key, and frees the file of whatever was ever deleted where it still
+    /// Deletes what is kept of one SIM, under its own key or its device's, and frees the file of whatever was ever deleted where it still
     /// holds the ICCID; gives how many entries were deleted. Writes wait meanwhile.
     pub(in crate::bus::embedded) fn erase(&self, iccid: &str) -> Result<u64, KvError> {
-        let key = format!("{SIM_KEY_PREFIX}{iccid}");
         let mut deleted = 0;
-        while let Some(entry) = self.get(Bucket::State, &key)? {
-            match self.write(Bucket::State, key.clone(), Op::Delete(entry.revision)) {
-                Ok(_) => deleted += 1,
-                // Its writer was faster.
-                Err(KvError::Conflict) => {}
-                Err(error) => return Err(error),
+        for prefix in [SIM_KEY_PREFIX, DEVICE_KEY_PREFIX] {
+            for listed in self.list(Bucket::State, prefix)? {
+                while let Some(entry) =
+                    self.get(Bucket::State, &listed.key)?.filter(|entry| is_of_sim(entry, iccid))
+                {
+                    match self.write(Bucket::State, entry.key, Op::Delete(entry.revision)) {
+                        Ok(_) => deleted += 1,
+                        // Its writer was faster.
+                        Err(KvError::Conflict) => {}
+                        Err(error) => return Err(error),
+                    }
+                }
             }
         }
         let Some(path) = self.path.as_deref() else { return Ok(deleted) };

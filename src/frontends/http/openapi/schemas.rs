@@ -69,7 +69,7 @@ fn sim_erased() -> Value {
             ("keys", count("Entries of the key-value buckets.")),
             ("webhook_attempts", count("On the gateway that was asked.")),
         ],
-        &[],
+        &[("upstream_answers", count("Answers of upstream that the gateway that was asked kept in memory."))],
     );
     let left = object(&[("what", text()), ("cure", text())], &[]);
     object(

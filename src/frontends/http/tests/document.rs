@@ -28,9 +28,7 @@ async fn what_is_documented_runs_and_nothing_else_does() {
                 assert!(described.is_some(), "{method} {path}: {status}");
                 // Nothing is refused here but the WebSocket that nobody asked for, and what is not there: webhooks,
                 // and devices and sessions, of which the log knows nothing while upstream is away.
-                let is_webhook = path.starts_with("/v1/webhooks") && [400, 404].contains(&status);
-                // Nothing is refused here but the WebSocket that nobody asked for, webhooks that are not there, and an
-                // erasure of nothing.
+                // Nor is an erasure of nothing taken.
                 let is_webhook = path.starts_with("/v1/webhooks") && [400, 404].contains(&status)
                     || (path == "/v1/erase" && status == 400);
                 let is_socket = path == "/v1/events/ws" && status == 426;
