@@ -18,6 +18,7 @@ use crate::{
     },
     clock::SharedClock,
     config::{self, BusKind, Config},
+    erase::{self, Erasure},
     frontends::{
         self, Context, Limits, Parts, Registry, WebConfig,
         listener::{BindError, Deadlines, Listener, Protocol, Serve},
@@ -162,6 +163,11 @@ pub async fn start(config: Config, clock: SharedClock, metrics: Metrics) -> Resu
     let (views, log) = (views_directory(&config), bus.log().clone());
     let open = move || Rollup::open(&rollup::Config { directory: Some(views.join("rollup")) }, &log);
     let rollup = tokio::task::spawn_blocking(open).await??;
+    // Whatever keeps something of SIMs outside the bus is named here.
+    let lookup = Arc::new(Lookup::new(&client, bus.clone(), ingest.status(), clock.clone()));
+    let targets: Vec<Arc<dyn erase::Target>> =
+        vec![Arc::new(webhooks.clone()), lookup.clone(), Arc::new(sims.clone()), Arc::new(rollup.clone())];
+    let erasure = Erasure::new(hub.clone(), bus.clone(), targets);
     let limits = limits(&config.limits);
     let web = WebConfig {
         listen: vec![http.local_addr(), grpc.local_addr()],
@@ -174,9 +180,10 @@ pub async fn start(config: Config, clock: SharedClock, metrics: Metrics) -> Resu
         status: ingest.status(),
         reports: Reports::new(rollup.clone()),
         webhooks,
-        lookup: Arc::new(Lookup::new(&client, bus.clone(), ingest.status(), clock.clone())),
         sims,
         sim_tokens: registry::Tokens::new(&page_key()?),
+        lookup,
+        erasure: erasure.clone(),
         auth,
         tickets: Arc::new(Tickets::new(clock.clone())),
         sessions: Arc::new(CookieSessions::new(clock.clone())),
@@ -226,6 +233,7 @@ pub async fn start(config: Config, clock: SharedClock, metrics: Metrics) -> Resu
     lifecycle.spawn("poller", poll(ingest, lifecycle.clone()));
     lifecycle.spawn("webhooks", deliver(supervisor, lifecycle.clone()));
     lifecycle.spawn("roll-ups", rollup.run(running.bus.fill(), lifecycle.draining.clone()));
+    lifecycle.spawn("erasures", erasure.follow(lifecycle.draining.clone()));
     lifecycle.spawn("history watch", watch_history(running.bus.clone(), lifecycle.clone()));
     tracing::info!(http = %running.http, grpc = %running.grpc, admin = %running.admin, "listening");
     Ok(running)

@@ -15,6 +15,9 @@
 //!   compare-and-set and durable when they return; a lost race answers [`KvError::Conflict`] and changes nothing.
 //! - **Lease.** At most one holder per name; [`Fence`] grows with each holder, and an append with an older fence
 //!   answers [`AppendError::Fenced`], for ever.
+//! - **Erase.** After [`Bus::erase`] nothing that was readable when it was called gives an event of the SIM, or its ICCID,
+//!   any more, here and on every gateway of the bus; ids stay known, positions stay positions, and readers get no gap.
+//!   What is appended from then on is stored as ever. Erasing again does no harm.
 //! - **Errors** say whether retrying can help ([`AppendError::retryable`], [`KvError::retryable`]).
 
 pub mod conformance;
@@ -28,7 +31,7 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
 
 use crate::{
-    event::{Event, SealError},
+    event::{Event, Iccid, SealError},
     log::Log,
 };
 
@@ -153,6 +156,46 @@ impl KvError {
     }
 }
 
+/// Begins the key under which what is known of one SIM lies in [`Bucket::State`]; its ICCID follows. [`Bus::erase`]
+/// removes it.
+pub const SIM_KEY_PREFIX: &str = "sim/";
+/// The same of a device; its id follows. [`Bus::erase`] removes those whose value names the SIM.
+pub const DEVICE_KEY_PREFIX: &str = "device/";
+
+/// Whether an entry of [`Bucket::State`] is of a SIM.
+fn is_of_sim(entry: &Entry, iccid: &str) -> bool {
+    let names_it = || memchr::memmem::find(&entry.value, iccid.as_bytes()).is_some();
+    entry.key.strip_prefix(SIM_KEY_PREFIX) == Some(iccid)
+        || (entry.key.starts_with(DEVICE_KEY_PREFIX) && names_it())
+}
+
+/// What [`Bus::erase`] removed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Erased {
+    /// Events of the SIM.
+    pub events: u64,
+    /// Other records that mentioned it and do so no more.
+    pub mentions: u64,
+    /// Entries of the key-value buckets.
+    pub keys: u64,
+    /// What could not be removed, and what to do about it.
+    pub left: Vec<Left>,
+}
+
+/// Something that an erasure knows of and could not remove.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Left {
+    /// What it is and where.
+    pub what: String,
+    /// How it is removed.
+    pub cure: String,
+}
+
+/// An erasure was not, or not wholly, done. Asking again goes on.
+#[derive(Debug, thiserror::Error)]
+#[error("the SIM can't be erased now: {0}; ask again, what is done stays done")]
+pub struct EraseError(pub String);
+
 /// A lease that is held until it is dropped or lost.
 #[derive(Debug)]
 pub struct Lease {
@@ -232,6 +275,15 @@ pub trait Bus: Send + Sync + std::fmt::Debug + 'static {
 
     /// Takes the lease `name`, waiting for its holder to release or lose it.
     async fn lease(&self, name: &str, ttl: Duration) -> Result<Lease, KvError>;
+
+    /// Removes what is stored of a SIM so far. One at a time.
+    async fn erase(&self, iccid: &Iccid) -> Result<Erased, EraseError>;
+
+    /// SIMs that another gateway erased, and this one now too: for what else keeps something of them. A message of it
+    /// may be missing where nobody took them for long. The first caller gets it.
+    fn erased_elsewhere(&self) -> Option<mpsc::Receiver<String>> {
+        None
+    }
 
     /// Whether other gateways may use the same store at the same time. If not, whatever an earlier process held is free.
     fn is_shared(&self) -> bool {

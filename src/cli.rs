@@ -8,6 +8,7 @@ pub mod check;
 pub mod completions;
 pub mod demo;
 pub mod doctor;
+pub mod erase;
 pub mod gateway;
 pub mod listen;
 pub mod migrate;
@@ -56,6 +57,7 @@ enum Command {
     Tail(Box<tail::Args>),
     Report(Box<report::Args>),
     Why(why::Args),
+    Erase(erase::Args),
     Webhooks(Box<webhooks::Args>),
     Listen(listen::Args),
     Verify(verify::Args),
@@ -171,6 +173,7 @@ async fn run(command: Command) -> Result<(), Failure> {
         Command::Tail(args) => tail::run(*args, &mut out).await,
         Command::Report(args) => report::run(&args, clock::system().now(), &mut out).await,
         Command::Why(args) => why::run(&args, &mut out).await,
+        Command::Erase(args) => erase::run(&args, &mut out).await,
         Command::Webhooks(args) => webhooks::run(&args, &mut out).await,
         Command::Listen(args) => listen::run(&args, clock::system(), &mut out).await,
         Command::Verify(args) => verify::run(&args, &clock::system(), &mut io::stdin(), &mut out),

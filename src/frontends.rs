@@ -41,6 +41,7 @@ use crate::{
     auth::{self, Auth, CookieSessions, Principal, Tickets},
     bus::{Bus, Fill},
     clock::SharedClock,
+    erase::Erasure,
     hub::Hub,
     ingest::StatusReceiver,
     lookup::Lookup,
@@ -75,6 +76,8 @@ pub struct Parts {
     pub sims: sim_registry::Handle,
     /// Page tokens of lists of SIMs.
     pub sim_tokens: sim_registry::Tokens,
+    /// Erases what is kept of a SIM.
+    pub erasure: Erasure,
     /// Who is asking.
     pub auth: Arc<Auth>,
     /// Single-use tickets for URLs.

@@ -211,6 +211,17 @@ impl Hub {
         }
     }
 
+    /// Gives up what lies ready in memory for subscribers that are a little behind: they read on in the log.
+    pub fn forget_rings(&self) {
+        let mut table = self.0.table.lock();
+        let seq = self.0.edge.lock().seq;
+        let outlets = table.restart(seq);
+        drop(table);
+        for outlet in outlets {
+            outlet.wake();
+        }
+    }
+
     /// The cursors of the oldest and newest position, for those whose own is out of range.
     pub fn range(&self) -> (Cursor, Cursor) {
         let bounds = self.0.log.bounds();

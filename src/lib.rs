@@ -17,6 +17,7 @@
 //! | [`lifecycle`], [`observability`] | start, drain, stop; logs, metrics, health |
 //! | [`webhooks`] | endpoints, signed deliveries, who serves which |
 //! | [`lookup`] | what clients ask of upstream through the gateway, with its age |
+//! | [`erase`] | what is known of one SIM goes, wherever it is kept |
 //! | [`frontends`] | REST, SSE, WebSocket, gRPC: thin, they do not know each other |
 //! | [`config`] | every key, every default, every mistake at once |
 //! | [`app`] | composition root, for `main` and for tests |
@@ -30,6 +31,7 @@ pub mod bus;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod erase;
 pub mod event;
 pub mod frontends;
 pub mod globalsim;

@@ -5,13 +5,15 @@
 //! event type and time: in memory while it grows, a sidecar file afterwards. Sidecars are derived: one that is
 //! missing or damaged is made again ([`recovery`]). Old segments are unlinked whole ([`retention`]). Readers
 //! ([`reader`]) check every record, and report what is damaged as a [`Hole`] instead of delivering it; its id is
-//! forgotten, so that the poller can append the event again ([`damage`]).
+//! forgotten, so that the poller can append the event again ([`damage`]). What is erased leaves a place that says nothing
+//! ([`erase`]).
 
 mod append;
 mod copy;
 mod damage;
 mod days;
 mod disk;
+mod erase;
 pub mod follow;
 mod index;
 mod positions;
@@ -39,7 +41,8 @@ use self::{
 
 pub use copy::{Copied, CopyPage};
 pub use damage::{DAMAGED, Damage, LostRecord};
-pub use record::BODY_BYTES_MAX;
+pub use erase::Erased;
+pub use record::{BODY_BYTES_MAX, Tombstone};
 
 /// How a log is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -201,15 +201,17 @@ impl Lookup {
         }
     }
 
-    /// Forgets what is kept of a SIM.
-    pub fn forget(&self, iccid: &Iccid) {
+    /// Forgets what is kept of a SIM; gives how many answers that were.
+    pub fn forget(&self, iccid: &Iccid) -> u64 {
         let mut kept = self.kept.lock();
         let Kept { answers, order } = &mut *kept;
+        let before = answers.len();
         answers.retain(|_, found| {
             found.iccid.as_ref() != Some(iccid)
                 && found.rows.iter().all(|row| row.iccid.as_ref() != Some(iccid))
         });
         order.retain(|question| answers.contains_key(question));
+        (before - answers.len()) as u64
     }
 
     /// Answers, as the principal may see it.

@@ -83,6 +83,10 @@ bugs! {
     HistoryIgnoresScope = "history_ignores_scope",
     /// Pages on their way to slow clients are not counted.
     UnboundedPages = "unbounded_pages",
+    /// Of an erased event nothing stays.
+    ForgetErased = "forget_erased",
+    /// An erasure leaves the old index beside the new segment until it has written another.
+    KeepOldSidecar = "keep_old_sidecar",
 }
 
 /// Whether a bug is on: never, outside of tests.

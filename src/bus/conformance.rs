@@ -8,10 +8,12 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use bytes::Bytes;
 use futures_util::{FutureExt, future::join_all};
 
-use super::{AppendError, Appended, Bucket, Bus, Change, Fence, KvError, NewEvent};
+use super::{
+    AppendError, Appended, Bucket, Bus, Change, DEVICE_KEY_PREFIX, Fence, KvError, NewEvent, SIM_KEY_PREFIX,
+};
 use crate::{
-    event::{Event, Identity, Predicate},
-    log::{Direction, ReadRequest},
+    event::{Event, Iccid, Identity, Predicate},
+    log::{CursorState, Direction, ReadRequest},
 };
 
 /// A promise that was not kept.
@@ -65,6 +67,7 @@ pub async fn run_all(make: impl AsyncFn() -> Arc<dyn Bus>) -> Result<Vec<&'stati
         "a watcher far behind is ended" => watcher_far_behind_is_ended,
         "a lease has one holder" => lease_has_one_holder,
         "an older fence is refused for ever" => older_fences_are_refused,
+        "an erased SIM is gone, and nothing else has changed" => erased_is_gone,
         "a closed bus says so" => closed_bus_says_so,
     }
     Ok(kept)
@@ -82,6 +85,54 @@ pub fn event(id: &str) -> NewEvent {
 
 fn events(prefix: &str, count: usize) -> Vec<NewEvent> {
     (0..count).map(|n| event(&format!("{prefix}{n}"))).collect()
+}
+
+async fn erased_is_gone(bus: &Arc<dyn Bus>) -> Checked {
+    let of = |id: &str, iccid: &str| {
+        let mut new = event(id);
+        new.event.iccid = Iccid::parse(iccid).ok();
+        new
+    };
+    let (gone, stays) = (Iccid::parse("8901234567890123456")?, "8901234567890123472");
+    let mut mention = of("mention", stays);
+    mention.event.extra.insert("previous".to_owned(), gone.as_str().into());
+    let batch = vec![of("a", gone.as_str()), of("b", stays), mention, of("c", gone.as_str())];
+    let stored = bus.append(batch.clone(), None).await?;
+    let last = bus.log().bounds().last_seq;
+    let cursors: Vec<_> = (0..=last).map(|seq| bus.log().cursor_at(seq)).collect();
+    bus.kv_put(Bucket::State, &format!("{SIM_KEY_PREFIX}{gone}"), Bytes::from_static(b"{}")).await?;
+    let named = format!("{{\"iccid\":\"{gone}\"}}");
+    bus.kv_put(Bucket::State, &format!("{DEVICE_KEY_PREFIX}its"), named.into()).await?;
+    bus.kv_put(Bucket::State, &format!("{DEVICE_KEY_PREFIX}other"), Bytes::from_static(b"{}")).await?;
+    let erased = bus.erase(&gone).await?;
+    ensure!((erased.events, erased.mentions, erased.keys) == (2, 1, 2), "{erased:?}");
+    let devices = bus.kv_list(Bucket::State, DEVICE_KEY_PREFIX).await?;
+    ensure!(devices.len() == 1 && devices[0].key.ends_with("other"), "devices left: {devices:?}");
+    ensure!(read_ids(bus)? == ["b", "mention"], "left are {:?}", read_ids(bus)?);
+    ensure!(bus.kv_list(Bucket::State, SIM_KEY_PREFIX).await?.is_empty(), "the SIM's key is still there");
+    let mention = bus.log().find("mention").map(|known| bus.log().get(known.seq)).transpose()?.flatten();
+    let mention = mention.ok_or("the mention is gone")?;
+    let text = String::from_utf8_lossy(mention.json()).into_owned();
+    ensure!(!text.contains(gone.as_str()), "still mentioned: {text}");
+    for (seq, cursor) in (0u64..).zip(&cursors).skip(1) {
+        let checked = bus.log().check(*cursor);
+        ensure!(checked == Ok(seq) || checked == Err(CursorState::Expired), "cursor {seq}: {checked:?}");
+    }
+    let again = bus.append(batch, None).await?;
+    for (stored, again) in stored.iter().zip(&again) {
+        let (Appended::Stored(stored), Appended::Known(known)) = (stored, again) else {
+            return Err(format!("{stored:?}, then {again:?}").into());
+        };
+        ensure!(stored == known, "stored at {stored}, known at {known}");
+    }
+    let later = bus.append(vec![of("later", gone.as_str())], None).await?;
+    ensure!(matches!(later[..], [Appended::Stored(_)]), "what comes later answers {later:?}");
+    ensure!(read_ids(bus)? == ["b", "mention", "later"], "then {:?}", read_ids(bus)?);
+    let erased = bus.erase(&gone).await?;
+    ensure!((erased.events, erased.mentions) == (1, 0), "again: {erased:?}");
+    let erased = bus.erase(&gone).await?;
+    ensure!((erased.events, erased.mentions, erased.keys) == (0, 0, 0), "a third time: {erased:?}");
+    Ok(())
 }
 
 async fn answers_in_order(bus: &Arc<dyn Bus>) -> Checked {

@@ -33,9 +33,13 @@ use self::{
     kv::{Kv, Op},
     writer::{Command, State, Writer},
 };
-use super::{AppendError, Appended, Bucket, Bus, Change, Entry, Fence, Health, KvError, Lease, NewEvent};
+use super::{
+    AppendError, Appended, Bucket, Bus, Change, Entry, EraseError, Erased, Fence, Health, KvError, Lease,
+    NewEvent,
+};
 use crate::{
     clock::SharedClock,
+    event::Iccid,
     log::{Log, Options},
 };
 
@@ -357,6 +361,21 @@ impl Bus for Embedded {
             drop(permit);
         });
         Ok(Lease { fence: Fence(fence), lost, release })
+    }
+
+    async fn erase(&self, iccid: &Iccid) -> Result<Erased, EraseError> {
+        if self.closed.load(Ordering::Acquire) {
+            return Err(EraseError("the log is closed".to_owned()));
+        }
+        let (log, kv, iccid) = (Arc::clone(&self.log), Arc::clone(&self.kv), iccid.as_str().to_owned());
+        let erase = move || {
+            let removed =
+                log.erase(&iccid, log.bounds().last_seq).map_err(|error| EraseError(error.to_string()))?;
+            let keys = kv.erase(&iccid).map_err(|error| EraseError(error.to_string()))?;
+            let (events, mentions) = (removed.events.len() as u64, removed.redacted.len() as u64);
+            Ok(Erased { events, mentions, keys, left: Vec::new() })
+        };
+        tokio::task::spawn_blocking(erase).await.unwrap_or_else(|error| Err(EraseError(error.to_string())))
     }
 
     fn health(&self) -> Health {

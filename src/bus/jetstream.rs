@@ -3,11 +3,12 @@
 //! What is appended goes to the stream as one atomic batch ([`append`]) under the fence of whoever polls ([`lease`]);
 //! one consumer per process copies the stream into a log ([`mirror`]), which is what all reads use, so there is one
 //! read path on both buses. The small state lies in key-value buckets ([`kv`]). Stream and buckets are made and checked
-//! at start ([`provision`]). What other NATS clients may rely on: [`subject`] and [`message`]. An embedded log becomes a
+//! at start ([`provision`]). A SIM is erased from all of it ([`erase`]). What other NATS clients may rely on: [`subject`] and [`message`]. An embedded log becomes a
 //! stream by [`migrate`].
 
 mod append;
 mod connection;
+mod erase;
 pub mod inspect;
 mod kv;
 mod lease;
@@ -40,10 +41,12 @@ use self::{
     provision::{Drift, Durability, Provisioned},
 };
 use super::{
-    AppendError, Appended, Bucket, Bus, Change, Entry, Fence, Fill, Health, KvError, Lease, NewEvent,
+    AppendError, Appended, Bucket, Bus, Change, Entry, EraseError, Erased, Fence, Fill, Health, KvError,
+    Lease, NewEvent,
 };
 use crate::{
     clock::SharedClock,
+    event::Iccid,
     log::{Log, Options},
 };
 
@@ -247,6 +250,9 @@ pub struct JetStream {
     appender: Appender,
     /// Held while a batch under a fence is on its way: its announcement must not be made anew meanwhile.
     fenced: AsyncMutex<()>,
+    /// Held while a SIM is erased.
+    erasing: AsyncMutex<()>,
+    retention_days: u32,
     running: Mutex<Option<Running>>,
     stopping: CancellationToken,
 }
@@ -298,6 +304,12 @@ impl JetStream {
             .start(source.clone(), clock.clone(), config.chance.clone())
             .map_err(|error| unusable(error.to_string()))?;
         let buckets = Buckets::new(context.clone(), &config.stream);
+        tokio::spawn(erase::follow(
+            buckets.clone(),
+            Arc::clone(&mirror),
+            config.chance.clone(),
+            stopping.clone(),
+        ));
         // Whole seconds: for people.
         let started = Timestamp::from_second(clock.now().as_second()).unwrap_or_default();
         let leases = Leases::new(
@@ -327,6 +339,8 @@ impl JetStream {
             mirror,
             appender,
             fenced: AsyncMutex::default(),
+            erasing: AsyncMutex::default(),
+            retention_days: config.retention_days,
             running: Mutex::new(Some(running)),
             stopping,
         }))
@@ -433,6 +447,14 @@ impl Bus for JetStream {
             _ = evaluated.wait_for(|evaluated| *evaluated >= fence) => {}
         }
         Ok(lease)
+    }
+
+    async fn erase(&self, iccid: &Iccid) -> Result<Erased, EraseError> {
+        self.erase_sim(iccid).await
+    }
+
+    fn erased_elsewhere(&self) -> Option<mpsc::Receiver<String>> {
+        self.mirror.erased_elsewhere.1.lock().take()
     }
 
     fn is_shared(&self) -> bool {

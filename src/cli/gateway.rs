@@ -113,7 +113,7 @@ pub struct ServerArgs {
     pub token: Option<String>,
 }
 
-/// Asks `/v1/webhooks` of one gateway.
+/// Asks one gateway.
 #[derive(Debug, Clone)]
 pub struct Client {
     http: reqwest::Client,
@@ -145,11 +145,24 @@ impl Client {
         query: &[(&str, &str)],
         body: Option<Value>,
     ) -> Result<Value, Failure> {
+        self.ask_for(method, &[&["v1", "webhooks"], path].concat(), query, body).await
+    }
+
+    /// Asks for a path; gives the answer's JSON.
+    ///
+    /// # Errors
+    /// As [`Client::ask`].
+    pub async fn ask_for(
+        &self,
+        method: http::Method,
+        path: &[&str],
+        query: &[(&str, &str)],
+        body: Option<Value>,
+    ) -> Result<Value, Failure> {
         let mut url = self.server.clone();
         url.path_segments_mut()
             .map_err(|()| Failure::usage("the gateway's address can't have a path"))?
             .pop_if_empty()
-            .extend(["v1", "webhooks"])
             .extend(path);
         let mut request = self.http.request(method, url).query(query);
         if let Some(token) = &self.token {

@@ -13,12 +13,14 @@
 //! | [`lookup`] | the documented paths of the API, through the gateway |
 //! | [`sims`] | what is known of SIMs |
 //! | [`report`] | what a period looked like |
+//! | [`erase`] | everything that is kept of a SIM goes |
 //! | [`stream`] | the stream as a whole, subscribers, tickets |
 //! | [`webhooks`] | endpoints, deliveries, replays |
 //! | [`openapi`] | the document |
 //! | [`landing`] | the page at `/` |
 
 pub mod body;
+pub mod erase;
 pub mod events;
 pub mod guard;
 pub mod landing;

@@ -17,6 +17,7 @@ use crate::{
     auth::{self, Role, TokenConfig, hash_token},
     bus::embedded,
     clock::Clock,
+    erase::Erasure,
     event::{Event, Filter, FilterLimits, Iccid, StoredEvent, identity::Identity},
     globalsim::{
         budget::{BudgetConfig, Gate},
@@ -125,9 +126,11 @@ impl Fixture {
         );
         let (sims, registry) =
             sim_registry::open(sim_registry::Config::default(), bus.log(), Arc::clone(&clock));
+        let erasure = Erasure::new(hub.clone(), bus.clone(), vec![Arc::new(webhooks.clone())]);
         let mut parts = Parts {
             lookup: nobody(&bus, &receiver, &clock),
             reports: Reports::in_memory(bus.log()),
+            erasure,
             hub,
             bus,
             status: receiver,

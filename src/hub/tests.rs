@@ -268,3 +268,21 @@ async fn the_table_is_empty_when_the_last_reader_leaves() {
     drop(subs);
     assert_eq!(hub.0.table.lock().len(), (0, 0));
 }
+
+/// What lies ready in memory for a reader that is behind goes with an erasure; the reader is told of no gap.
+#[tokio::test]
+async fn a_reader_that_is_behind_gets_nothing_of_what_was_erased() {
+    let log = Arc::new(Log::in_memory(7));
+    let (hub, _stop) = start_hub(Config::default(), &log);
+    let mut sub = hub.subscribe(spec(Encoding::WebSocket, json!({}), Start::Now)).await.unwrap();
+    append(&log, 0..40);
+    while hub.edge().seq < 40 {
+        tokio::task::yield_now().await;
+    }
+    log.erase(&format!("8947{:015}", 2), 40).unwrap();
+    hub.forget_rings();
+    append(&log, 40..50);
+    let wanted = expected(&log, &predicate(json!({})), 0);
+    assert_eq!(wanted.len(), 42);
+    assert_eq!(drain(&mut sub, 50).await, wanted);
+}

@@ -9,7 +9,7 @@ use std::{io, sync::Arc};
 use super::{
     Entry, Log,
     index::live::Indexed,
-    record::{BODY_BYTES_MAX, Frame, Seed},
+    record::{BODY_BYTES_MAX, Frame, Seed, Tombstone},
     state::Active,
 };
 use crate::{
@@ -64,6 +64,8 @@ struct Piece {
     indexed: Vec<Indexed>,
     events: Vec<StoredEvent>,
     hole: Option<(u64, u64)>,
+    /// Last position, where the records hold the places of erased events.
+    erased: Option<u64>,
 }
 
 impl Log {
@@ -93,6 +95,34 @@ impl Log {
         writer.buffer.clear();
         Frame::of_hole(hole).encode(Seed::of(self.incarnation), &mut writer.buffer);
         let result = self.write(&mut writer, Piece { hole: Some(hole), ..Piece::default() });
+        *self.trouble.lock() = result.as_ref().err().map(ToString::to_string);
+        result
+    }
+
+    /// Notes events that were erased before they came here: as [`Log::append_at`], what stays of each. For a log that
+    /// mirrors another store.
+    ///
+    /// # Errors
+    /// As [`Log::append_at`].
+    pub fn append_erased(&self, erased: &[Tombstone]) -> io::Result<()> {
+        let mut writer = self.writer.lock();
+        let before = self.state.read().last_seq();
+        let places = [before].into_iter().chain(erased.iter().map(|one| one.seq));
+        if !places.is_sorted_by(|one, next| one < next) {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "an erased event that can't lie there"));
+        }
+        if let Some(stopped) = writer.why_stopped() {
+            return Err(stopped);
+        }
+        writer.buffer.clear();
+        let mut piece = Piece { erased: erased.last().map(|last| last.seq), ..Piece::default() };
+        for tombstone in erased {
+            let at = writer.buffer.len();
+            tombstone.encode(Seed::of(self.incarnation), &mut writer.buffer);
+            let bytes = writer.buffer.len() - at;
+            piece.indexed.push(Indexed::erased(tombstone, bytes, at as u64));
+        }
+        let result = self.write(&mut writer, piece);
         *self.trouble.lock() = result.as_ref().err().map(ToString::to_string);
         result
     }
@@ -146,7 +176,7 @@ impl Log {
     }
 
     /// Syncs the last segment where appends have not.
-    fn sync_skipped(&self) -> io::Result<()> {
+    pub(super) fn sync_skipped(&self) -> io::Result<()> {
         let file = self.state.read().active.file.clone();
         if self.options.syncs { Ok(()) } else { file.sync() }
     }
@@ -160,7 +190,7 @@ impl Log {
 
     /// Writes the buffer durably, then publishes its records.
     fn write(&self, writer: &mut Writer, piece: Piece) -> io::Result<()> {
-        if piece.events.is_empty() && piece.hole.is_none() {
+        if piece.events.is_empty() && piece.hole.is_none() && piece.erased.is_none() {
             return Ok(());
         }
         let (mut end, empty, last_seq) = {
@@ -186,12 +216,13 @@ impl Log {
         let synced = if skips { Ok(()) } else { file.sync() };
         synced.map_err(|error| writer.unconfirmed(error))?;
         writer.dirty = false;
-        let Piece { indexed, events, hole } = piece;
+        let Piece { indexed, events, hole, erased } = piece;
         let indexed = indexed.into_iter().map(|one| one.moved(end)).collect();
-        let last_seq = hole.map(|(_, last)| last).or(events.last().map(StoredEvent::seq));
-        match hole {
-            Some(hole) => self.state.write().publish_hole(hole, end + writer.buffer.len() as u64),
-            None => self.state.write().publish(indexed, events),
+        let last_seq = hole.map(|(_, last)| last).or(erased).or(events.last().map(StoredEvent::seq));
+        match (hole, erased) {
+            (Some(hole), _) => self.state.write().publish_hole(hole, end + writer.buffer.len() as u64),
+            (None, Some(last)) => self.state.write().publish_erased(indexed, last),
+            (None, None) => self.state.write().publish(indexed, events),
         }
         if let Some(last_seq) = last_seq {
             self.edge.send_replace(last_seq);
@@ -208,6 +239,8 @@ impl Log {
     /// # Errors
     /// Where the disk refuses; the next start then reads the last segment through.
     pub fn close(&self) -> io::Result<()> {
+        // An erasure that is under way comes to its end: it and this write sidecars.
+        let _care = self.maintenance.lock();
         let mut writer = self.writer.lock();
         if writer.stopped.is_some() {
             return Ok(());

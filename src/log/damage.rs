@@ -141,7 +141,7 @@ impl Log {
         due
     }
 
-    fn examine_segment(&self, base_seq: u64) -> io::Result<()> {
+    pub(super) fn examine_segment(&self, base_seq: u64) -> io::Result<()> {
         let active = {
             let state = self.state.read();
             let is_it = state.active.base_seq == base_seq;
@@ -190,7 +190,7 @@ impl Log {
     }
 
     /// Goes on in a new segment, so that the one that begins at `base_seq` can get a sidecar.
-    fn finish_active(&self, base_seq: u64) -> io::Result<()> {
+    pub(super) fn finish_active(&self, base_seq: u64) -> io::Result<()> {
         let mut writer = self.writer.lock();
         if let Some(stopped) = writer.why_stopped() {
             return Err(stopped);
@@ -202,6 +202,7 @@ impl Log {
             }
             active.last_seq
         };
+        self.sync_skipped()?;
         let next = self.next_segment(&mut writer, last_seq + 1)?;
         self.state.write().roll(next, self.incarnation);
         writer.begun_segment();
@@ -234,13 +235,13 @@ struct Found {
 fn verify(file: &dyn DiskFile, seed: Seed, loads: &[Load]) -> io::Result<Found> {
     let mut found = Found { lost: Vec::new(), days: BTreeMap::new() };
     load(file, seed, loads, |seq, frame| {
-        match frame.and_then(|frame| frame.keys()) {
+        let day = frame.and_then(|frame| match frame.tombstone() {
+            Some(tombstone) => Ok(tombstone.day),
+            None => frame.keys().map(|keys| DayKey::of(&keys)),
+        });
+        match day {
             Err(Damaged) => found.lost.push(seq),
-            Ok(keys) => {
-                if let Some(day) = DayKey::of(&keys) {
-                    *found.days.entry(day).or_default() += 1;
-                }
-            }
+            Ok(day) => day.into_iter().for_each(|day| *found.days.entry(day).or_default() += 1),
         }
         true
     })?;
@@ -260,7 +261,12 @@ fn amended(mut index: LiveIndex, found: &Found) -> LiveIndex {
         let id = ids.get(seq).copied().unwrap_or_default();
         index.ids.remove(&id);
         let place = index.partition(&|record| record.seq < *seq);
-        let time_us = index.records.get(place).map_or(0, |record| record.time_us);
+        let record = index.records.get_mut(place);
+        let time_us = record.as_ref().map_or(0, |record| record.time_us);
+        // A damaged tombstone is damage like any other.
+        if record.is_some_and(|record| std::mem::take(&mut record.erased)) {
+            index.erased -= 1;
+        }
         index.lost.push(Lost { seq: *seq, time_us, id });
     }
     index.lost.sort_unstable_by_key(|lost| lost.seq);

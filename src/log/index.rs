@@ -26,6 +26,8 @@ pub(crate) struct Record {
     pub(crate) tag: u32,
     /// Its event's time; `observed_us` where that is not readable.
     pub(crate) time_us: i64,
+    /// It holds the place of an erased event: its id, its tag and its counts are known, and nobody is given it.
+    pub(crate) erased: bool,
 }
 
 /// A record that was found damaged. Its id is not known any more, so that the event can be appended again, and its
@@ -101,7 +103,7 @@ const EVENT_TYPE: &str = "event_type";
 /// The terms under which a record can be found.
 pub(crate) fn terms_of(keys: &Keys<'_>) -> [Option<u64>; 3] {
     [
-        keys.iccid.map(|text| term(ICCID, &fold(text))),
+        keys.iccid.map(iccid_term),
         keys.device_id.map(|text| term(DEVICE, &fold(text))),
         Some(type_term(keys.event_type)),
     ]
@@ -136,6 +138,11 @@ impl DayKey {
         let quarter = i32::try_from(keys.time_us.div_euclid(QUARTER_US)).ok()?;
         counted.then(|| Self { quarter, event_type: type_term(keys.event_type) })
     }
+}
+
+/// The term of a SIM.
+pub(crate) fn iccid_term(iccid: &str) -> u64 {
+    term(ICCID, &fold(iccid))
 }
 
 /// The term of an event type.

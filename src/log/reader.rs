@@ -9,7 +9,7 @@ use std::{collections::BTreeSet, io, sync::Arc};
 use super::{
     Direction, Hole, Log, ReadError, ReadPage, ReadRequest,
     disk::DiskFile,
-    index::{Index, Take, terms_for},
+    index::{Index, Record, Take, terms_for},
     record::{Damaged, Frame, Seed},
     segment::{Load, Segment, load, lost_positions},
     state::State,
@@ -195,9 +195,10 @@ pub(super) fn plan(
     }
     ordinals.truncate(STEP_RECORDS);
     let lost = lost_positions(index);
-    let loads: Vec<_> = ordinals.iter().map(|ordinal| Load::of(index, *ordinal as usize, &lost)).collect();
-    let to = match (loads.last(), direction) {
-        (Some(last), _) if loads.len() == STEP_RECORDS => last.seq,
+    let kept = ordinals.iter().map(|ordinal| *ordinal as usize).filter(|n| !index.record(*n).erased);
+    let loads: Vec<_> = kept.map(|ordinal| Load::of(index, ordinal, &lost)).collect();
+    let to = match (ordinals.last(), direction) {
+        (Some(last), _) if ordinals.len() == STEP_RECORDS => index.record(*last as usize).seq,
         (_, Direction::Forward) => span.1,
         (_, Direction::Backward) => span.0,
     };
@@ -341,6 +342,7 @@ impl Log {
 
 fn load_of(index: &dyn Index, seq: u64) -> Option<Load> {
     let ordinal = index.partition(&|record| record.seq < seq);
-    let is_there = ordinal < index.len() && index.record(ordinal).seq == seq;
+    let is_it = |record: Record| record.seq == seq && !record.erased;
+    let is_there = ordinal < index.len() && is_it(index.record(ordinal));
     is_there.then(|| Load::of(index, ordinal, &lost_positions(index)))
 }

@@ -8,9 +8,13 @@
 //! A frame can also say that nothing can be read at a range of positions: a copy of a log that was damaged must
 //! announce what that one announces. It has no body, [`HOLE`] for a length of keys, the first position in the place of
 //! the identity and the last one as its sequence.
+//!
+//! Nor has a frame of an event that was erased: its length of keys is [`ERASED`], and what lies in the place of the body
+//! is a [`Tombstone`], which says what must stay known of it and nothing of whom it told.
 
+use super::index::DayKey;
 use crate::{
-    event::Keys,
+    event::{Keys, cursor, identity::id_hash},
     sabotage::{self, Bug},
 };
 
@@ -21,6 +25,10 @@ pub const BODY_BYTES_MAX: usize = 16 << 20;
 
 /// Length of keys of a frame that is a hole.
 const HOLE: u32 = u32::MAX;
+/// Length of keys of a frame that holds the place of an erased event.
+const ERASED: u32 = u32::MAX - 1;
+/// Bytes of what stays of an erased event beside the frame's header.
+const TOMBSTONE_BYTES: usize = 49;
 
 const MAGIC: [u8; 4] = [0xFD, b's', 0xFE, 0x01];
 
@@ -32,6 +40,76 @@ pub(crate) struct Frame<'a> {
     pub(crate) content: u32,
     pub(crate) keys_len: u32,
     pub(crate) body: &'a [u8],
+}
+
+/// What stays of an event that was erased, so that it is not appended again while upstream still shows it, cursors that
+/// point at it go on working, and the counts of its day stay as they were.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tombstone {
+    /// Position of the event.
+    pub seq: u64,
+    /// As it was given to append.
+    pub(crate) identity: u64,
+    /// As it was given to append.
+    pub(crate) content: u32,
+    /// [`id_hash`](crate::event::identity::id_hash) of its id.
+    pub(crate) id: u128,
+    /// Of its id, for cursors.
+    pub(crate) tag: u32,
+    /// When it was appended, microseconds since the epoch.
+    pub(crate) observed_us: i64,
+    /// When it happened, microseconds since the epoch.
+    pub(crate) time_us: i64,
+    /// Under what it is counted.
+    pub(crate) day: Option<DayKey>,
+}
+
+impl Tombstone {
+    /// What stays of an event.
+    pub(crate) fn of(frame: &Frame<'_>, keys: &Keys<'_>) -> Self {
+        Self {
+            seq: frame.seq,
+            identity: frame.identity,
+            content: frame.content,
+            id: id_hash(keys.id),
+            tag: cursor::tag(keys.id),
+            observed_us: keys.observed_us,
+            time_us: keys.time_us,
+            day: DayKey::of(keys),
+        }
+    }
+
+    /// Frames of all, for another store of the same history.
+    pub(crate) fn encode_all(incarnation: u64, tombstones: &[Self]) -> Vec<u8> {
+        let mut out = Vec::with_capacity(tombstones.len() * (HEADER_BYTES + TOMBSTONE_BYTES));
+        tombstones.iter().for_each(|one| one.encode(Seed::of(incarnation), &mut out));
+        out
+    }
+
+    /// What such frames say; those of another history, or cut short, say nothing.
+    pub(crate) fn decode_all(incarnation: u64, mut bytes: &[u8]) -> Vec<Self> {
+        let mut all = Vec::new();
+        while let Ok(frame) = Frame::decode(Seed::of(incarnation), bytes) {
+            all.extend(frame.tombstone());
+            bytes = &bytes[frame.bytes()..];
+        }
+        all
+    }
+
+    /// Appends its frame.
+    pub(crate) fn encode(&self, seed: Seed, out: &mut Vec<u8>) {
+        let mut body = Vec::with_capacity(TOMBSTONE_BYTES);
+        body.extend_from_slice(&self.id.to_le_bytes());
+        body.extend_from_slice(&self.tag.to_le_bytes());
+        body.extend_from_slice(&self.observed_us.to_le_bytes());
+        body.extend_from_slice(&self.time_us.to_le_bytes());
+        body.push(u8::from(self.day.is_some()));
+        let DayKey { quarter, event_type } = self.day.unwrap_or(DayKey { quarter: 0, event_type: 0 });
+        body.extend_from_slice(&quarter.to_le_bytes());
+        body.extend_from_slice(&event_type.to_le_bytes());
+        let Self { seq, identity, content, .. } = *self;
+        Frame { seq, identity, content, keys_len: ERASED, body: &body }.encode(seed, out);
+    }
 }
 
 /// The bytes are no whole frame.
@@ -100,6 +178,24 @@ impl<'a> Frame<'a> {
     pub(crate) fn hole(&self) -> Option<(u64, u64)> {
         let is_hole = self.keys_len == HOLE && self.body.is_empty() && self.identity <= self.seq;
         is_hole.then_some((self.identity, self.seq))
+    }
+
+    /// What stays of an event that was erased, where the frame holds its place.
+    pub(crate) fn tombstone(&self) -> Option<Tombstone> {
+        let Self { seq, identity, content, body, .. } = *self;
+        let quarter = u32_at(body, 37) as i32;
+        let day = (body.get(36) == Some(&1)).then(|| DayKey { quarter, event_type: u64_at(body, 41) });
+        let tombstone = || Tombstone {
+            seq,
+            identity,
+            content,
+            id: u128::from(u64_at(body, 0)) | u128::from(u64_at(body, 8)) << 64,
+            tag: u32_at(body, 16),
+            observed_us: u64_at(body, 20) as i64,
+            time_us: u64_at(body, 28) as i64,
+            day,
+        };
+        (self.keys_len == ERASED && body.len() == TOMBSTONE_BYTES).then(tombstone)
     }
 
     /// The filterable part; a body whose CRC is right and whose keys are not was written by another version.

@@ -280,11 +280,11 @@ pub(crate) fn scan(
             continue;
         }
         let frame = decoded
-            .and_then(|frame| frame.keys().map(|keys| (frame, keys)))
+            .and_then(|frame| Indexed::of(&frame, at as u64).map(|indexed| (frame, indexed)))
             .ok()
             .filter(|(frame, _)| frame.seq > before && last_seq.is_none_or(|last| frame.seq <= last))
             .filter(|(frame, _)| last_seq.is_some() || !cut_one_too_many || at + frame.bytes() < bytes.len());
-        let Some((frame, keys)) = frame else {
+        let Some((frame, indexed)) = frame else {
             whole = false;
             let Some(next) = next_frame(seed, &bytes, at + 1) else { break };
             at = next;
@@ -293,7 +293,7 @@ pub(crate) fn scan(
         if !whole && frame.seq > before + 1 {
             index.holes.push((before + 1, frame.seq - 1));
         }
-        index.add(Indexed::new(&frame, &keys, at as u64));
+        index.add(indexed);
         (before, whole) = (frame.seq, true);
         at += frame.bytes();
     }

@@ -125,6 +125,15 @@ impl State {
         self.recent.forget_through(hole.1);
     }
 
+    /// Shows the places of erased events, of which nothing is in memory.
+    pub(crate) fn publish_erased(&mut self, indexed: Vec<Indexed>, last_seq: u64) {
+        for one in indexed {
+            self.active.index.add(one);
+        }
+        self.active.last_seq = last_seq;
+        self.recent.forget_through(last_seq);
+    }
+
     /// Goes on in a new segment; the old one still needs its sidecar.
     pub(crate) fn roll(&mut self, next: Active, incarnation: u64) {
         let old = std::mem::replace(&mut self.active, next);

@@ -3,6 +3,7 @@
 mod copy;
 mod damage;
 mod days;
+mod erase;
 mod forget;
 mod model;
 mod power;

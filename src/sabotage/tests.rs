@@ -73,6 +73,12 @@ const CAUGHT: &[(Bug, u8, &str)] = &[
     (Bug::SilentExpiry, 4, "hub::tests::holes::a_reader_overtaken_by_retention_is_told_exactly_what_it_lost"),
     (Bug::HistoryIgnoresScope, 4, "frontends::http::tests::a_tokens_scope_and_policy_narrow_every_route"),
     (Bug::UnboundedPages, 6, "frontends::http::events::tests::pages_take_room_until_their_last_byte_is_gone"),
+    (Bug::ForgetErased, 1, "log::tests::erase::what_is_erased_leaves_every_file_and_nothing_else_changes"),
+    (
+        Bug::KeepOldSidecar,
+        4,
+        "log::tests::erase::power_lost_at_any_step_of_an_erasure_loses_nothing_of_others_and_the_next_one_finishes_it",
+    ),
 ];
 
 /// Why a bug counts as not caught.

@@ -170,8 +170,11 @@ impl Prepared {
         let first = job.members.first().copied().unwrap_or(0);
         let done =
             |items, outcome| Done { key: job.key.clone(), first, attempt: job.attempt, at, items, outcome };
-        let items = match job.items.len() == job.members.len() {
-            true => job.items,
+        // What lay ready may have been erased since.
+        let ready: Vec<_> =
+            job.items.into_iter().filter(|item| !self.hub.log().is_erased(item.event.seq())).collect();
+        let items = match ready.len() == job.members.len() {
+            true => ready,
             false => match self.hub.items(job.members.to_vec(), self.policy.clone()).await {
                 Ok(items) => items.into_iter().flatten().collect(),
                 Err(error) => return done(Vec::new(), Outcome::Unread(error.to_string())),

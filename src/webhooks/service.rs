@@ -406,6 +406,14 @@ impl Webhooks {
         erased.map_err(|error| ServiceError::Unavailable(format!("the attempts can't be erased: {error}")))
     }
 
+    /// The same for the gateway itself, of whom nobody asks who it is.
+    ///
+    /// # Errors
+    /// Where a file can't be written anew.
+    pub async fn forget_sim(&self, iccid: &Iccid) -> std::io::Result<u64> {
+        self.tools.attempts.erase(iccid.as_str()).await
+    }
+
     /// Reads a filter with the limits of request bodies, and its warnings.
     ///
     /// # Errors

@@ -539,3 +539,37 @@ async fn what_was_gone_before_it_was_sent_is_told_and_the_rest_is_sent() {
     assert_eq!((count(notices::DEAD_LETTERED), count("simcast.gap")), (1, 1), "{types:?}");
     gateway.stop().await;
 }
+
+/// A receiver that was away gets what is left; what was erased meanwhile is settled, and nobody is told that it was lost.
+#[tokio::test]
+async fn what_is_erased_before_it_was_delivered_is_skipped() {
+    let rig = Rig::new();
+    let is_well = Arc::new(AtomicBool::new(false));
+    let switch = is_well.clone();
+    let receiver =
+        Receiver::start(move |_| Act::Status(if switch.load(Atomic::SeqCst) { 200 } else { 500 })).await;
+    let (shown, _) = rig.create(rig.settings(&receiver)).await;
+    let id = shown.endpoint.id.clone();
+    let gateway = rig.serve();
+    rig.append(0..9).await;
+    rig.until("some were tried", || !receiver.requests().is_empty()).await;
+    let log = rig.store().bus().log().clone();
+    let gone = rig::ICCIDS[1];
+    let last = log.bounds().last_seq;
+    assert_eq!(log.erase(gone, last).unwrap().events.len(), 3);
+    let before = receiver.requests().len();
+    is_well.store(true, Atomic::SeqCst);
+    rig.until("all is settled", || {
+        let live = rig.live(&id);
+        live.is_some_and(|live| {
+            let core = live.core.lock();
+            core.totals.delivered + core.totals.skipped == 9 && core.live.pending_events() == 0
+        })
+    })
+    .await;
+    let after = &receiver.requests()[before..];
+    let sent: Vec<_> = after.iter().filter(|got| String::from_utf8_lossy(&got.body).contains(gone)).collect();
+    assert!(sent.is_empty(), "{} were sent after they had been erased", sent.len());
+    assert!(!rig.types().iter().any(|one| one == notices::DEAD_LETTERED));
+    gateway.stop().await;
+}

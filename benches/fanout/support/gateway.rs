@@ -10,8 +10,15 @@ use simcast::{
         self, Context, Limits, Parts, Registry, WebConfig,
         listener::{Deadlines, Listener, Protocol, Serve},
     },
+    globalsim::{
+        budget::{BudgetConfig, Gate},
+        client::{self, Client},
+        key::{KeySource, Secret},
+    },
     hub::{self, Hub},
     ingest::Status,
+    lookup::Lookup,
+    views::{registry, report, rollup},
     webhooks,
 };
 use tokio::sync::{mpsc, watch};
@@ -37,7 +44,20 @@ async fn serve() -> Result<(), Box<dyn Error>> {
     let auth = Arc::new(Auth::new(auth::Config::default(), clock.clone()));
     let parts = webhooks::Parts::in_memory(hub.clone(), bus.clone(), auth.clone(), clock.clone())?;
     let (webhooks, _) = webhooks::new(parts);
+    let erasure = simcast::erase::Erasure::new(hub.clone(), bus.clone(), Vec::new());
+    let gate = Gate::open(BudgetConfig::default(), clock.clone())?;
+    // Nobody asks for anything of upstream here; port 9 is nobody's.
+    let upstream = client::Config::new("http://127.0.0.1:9", KeySource::Inline(Secret::new("key")?));
+    let client = Client::new(upstream, gate, clock.clone())?;
+    let lookup = Arc::new(Lookup::new(&client, bus.clone(), receiver.clone(), clock.clone()));
+    let (sims, _) = registry::open(registry::Config::default(), bus.log(), clock.clone());
+    let rollup = rollup::Rollup::open(&rollup::Config::default(), bus.log())?;
     let context = Context::new(Parts {
+        reports: report::Reports::new(rollup),
+        sims,
+        sim_tokens: registry::Tokens::new(&[0; 32]),
+        erasure,
+        lookup,
         hub: hub.clone(),
         bus: bus.clone(),
         status: receiver,

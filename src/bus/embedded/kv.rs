@@ -3,6 +3,9 @@
 //! Calls block and belong on a blocking thread. Writers that wait for the disk are joined: whoever gets the write
 //! lock commits everything that has queued up meanwhile in one transaction, so that a thousand checkpoints cost a
 //! few fsyncs, while each caller still sees its own compare-and-set answered in order of arrival.
+//!
+//! What is deleted or overwritten stays in free pages of the file until they are used again, so an erasure writes the
+//! file anew ([`Kv::erase`]).
 
 use std::{
     collections::VecDeque,
@@ -21,6 +24,8 @@ use redb::{
 use tokio::sync::mpsc;
 
 use crate::bus::{Bucket, Change, Entry, KvError};
+
+mod erase;
 
 /// Changes that a watcher may be behind before it is ended.
 pub(super) const WATCH_BEHIND_MAX: usize = 1024;
@@ -103,7 +108,10 @@ impl Kv {
     pub(super) fn open(path: Option<&Path>) -> Result<Self, redb::Error> {
         let db = match path {
             None => builder().create_with_backend(InMemoryBackend::new())?,
-            Some(path) => open_file(path)?,
+            Some(path) => {
+                erase::tidy(path)?;
+                open_file(path)?
+            }
         };
         let db = RwLock::new(Db::Open(db));
         Ok(Self { path: path.map(Path::to_owned), db, queue: Mutex::default(), watchers: Mutex::default() })

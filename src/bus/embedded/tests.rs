@@ -217,3 +217,43 @@ async fn a_snapshot_of_what_a_kill_left_changes_nothing_of_it() {
     again.shutdown().await;
     bus.shutdown().await;
 }
+
+/// What redb deletes stays in free pages; after an erasure no file has it, and the store is what it was.
+#[tokio::test]
+async fn an_erasure_leaves_nothing_in_free_pages_and_the_store_as_it_was() {
+    let gone = Iccid::parse("8901234567890123456").unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let bus = Embedded::open(on_disk(dir.path()), clock::system()).unwrap();
+    let fence = bus.lease("poller", Duration::from_secs(1)).await.unwrap().fence;
+    for n in 0..50 {
+        let value = format!("{n} {gone}");
+        bus.kv_put(Bucket::Cursors, &format!("key{n}"), value.into()).await.unwrap();
+    }
+    for n in 0..50 {
+        bus.kv_put(Bucket::Cursors, &format!("key{n}"), n.to_string().into()).await.unwrap();
+    }
+    bus.kv_put(Bucket::State, &format!("sim/{gone}"), Bytes::from_static(b"x")).await.unwrap();
+    let file = dir.path().join("state.redb");
+    let holds = || memchr::memmem::find(&std::fs::read(&file).unwrap(), gone.as_str().as_bytes()).is_some();
+    assert!(holds());
+    let before = bus.kv_list(Bucket::Cursors, "").await.unwrap();
+    let mut watch = bus.kv_watch(Bucket::State, "sim/").await.unwrap();
+    let erased = bus.erase(&gone).await.unwrap();
+    assert_eq!((erased.keys, holds()), (1, false));
+    assert_eq!(bus.kv_list(Bucket::Cursors, "").await.unwrap(), before);
+    assert!(matches!(watch.recv().await, Some(Change::Put(_))));
+    assert_eq!(watch.recv().await, Some(Change::Synced));
+    assert_eq!(watch.recv().await, Some(Change::Deleted { key: format!("sim/{gone}") }));
+    let last = before.iter().map(|entry| entry.revision).max().unwrap();
+    assert_eq!(bus.kv_put(Bucket::Cursors, "new", Bytes::new()).await.unwrap(), last + 1);
+    bus.shutdown().await;
+    assert!(bus.erase(&gone).await.is_err(), "a closed bus says so");
+    // What a crash leaves of the new file is cleared away.
+    std::fs::write(dir.path().join("state.redb.tmp"), gone.as_str()).unwrap();
+    drop(bus);
+    let bus = Embedded::open(on_disk(dir.path()), clock::system()).unwrap();
+    assert!(!dir.path().join("state.redb.tmp").exists());
+    assert!(bus.lease("poller", Duration::from_secs(1)).await.unwrap().fence > fence);
+    assert_eq!(bus.kv_list(Bucket::Cursors, "key").await.unwrap(), before);
+    assert!(!holds());
+}

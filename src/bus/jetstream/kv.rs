@@ -142,6 +142,23 @@ impl Buckets {
         self.publish(bucket, key, Bytes::new(), Some(written(revision)?), true).await.map(drop)
     }
 
+    /// Whether nothing is left of a key, not even its deletion.
+    pub(super) async fn is_forgotten(&self, bucket: Bucket, key: &str) -> Result<bool, KvError> {
+        Ok(self.last(bucket, key).await?.is_none())
+    }
+
+    /// Removes a key with its deletions. The error comes with what an operator can do.
+    pub(super) async fn purge(&self, bucket: Bucket, key: &str) -> Result<(), (KvError, String)> {
+        let (subject, name) = (self.subject(bucket, key), Self::name(&self.stream, bucket));
+        let cure =
+            || format!("as an operator, run: nats stream purge KV_{name} --subject='{subject}' --force");
+        let stream = self.stream(bucket).await.map_err(|error| (error, cure()))?;
+        match stream.purge().filter(subject.as_str()).await {
+            Ok(_) => Ok(()),
+            Err(error) => Err((unavailable(error), cure())),
+        }
+    }
+
     async fn publish(
         &self,
         bucket: Bucket,

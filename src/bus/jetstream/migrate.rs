@@ -28,6 +28,7 @@ use super::{
     API_PREFIX, Config, OpenError,
     append::batch::{Condition, Refusal, publish},
     connection::Connection,
+    erase,
     kv::Buckets,
     mirror::puller::{Broken, Puller},
     subject,
@@ -316,12 +317,27 @@ impl Migration {
         let checking = began.elapsed();
         for (bucket, entries) in self.snapshot.entries() {
             let is_mark = |entry: &&Entry| *bucket == Bucket::State && entry.key == KEY;
-            let entries: Vec<_> = entries.iter().filter(|entry| !is_mark(entry)).cloned().collect();
+            let mut entries: Vec<_> = entries.iter().filter(|entry| !is_mark(entry)).cloned().collect();
+            if *bucket == Bucket::State {
+                entries.extend(self.announcements().await?);
+                entries.sort_by(|a, b| a.key.cmp(&b.key));
+            }
             self.copy_bucket(*bucket, &entries).await?;
         }
         let incarnation = self.snapshot.log().incarnation();
         target::finish(&self.config, context, &self.buckets, incarnation, survey).await?;
         Ok(Report { copied: survey.last_seq.saturating_sub(from), copying, checking })
+    }
+
+    /// What was erased, as gateways tell each other: the stream has nothing at these positions, and copies of it must
+    /// know their ids all the same.
+    async fn announcements(&self) -> Result<Vec<Entry>, MigrateError> {
+        let snapshot = Arc::clone(&self.snapshot);
+        let erased = tokio::task::spawn_blocking(move || snapshot.log().tombstones()).await?;
+        let erased =
+            erased.map_err(|source| MigrateError::Log { path: self.path.clone(), source: source.into() })?;
+        let announced = erase::announcements(self.snapshot.log().incarnation(), &erased);
+        Ok(announced.into_iter().map(|(key, value)| Entry { key, revision: 0, value }).collect())
     }
 
     async fn stream(&self) -> Result<Stream, Broken> {

@@ -31,7 +31,7 @@ use async_nats::jetstream::{
     context::GetStreamErrorKind,
     stream::{Info, RawMessageErrorKind},
 };
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use tokio::{
     sync::{Notify, mpsc, watch},
     time::Instant,
@@ -43,12 +43,12 @@ use self::{
     place::{Place, PlaceError},
     puller::{Broken, Puller},
 };
-use super::{Chance, standin, subject};
+use super::{Chance, erase, standin, subject};
 use crate::{
     bus::{Fill, embedded::caretaker::Caretaker},
     clock::SharedClock,
     event::Predicate,
-    log::{Damage, Direction, Log, Options, ReadRequest},
+    log::{Damage, Direction, Log, Options, ReadRequest, Tombstone},
 };
 
 /// Messages of the stream that are no events; a counter.
@@ -71,6 +71,8 @@ const PAUSE_MAX: Duration = Duration::from_secs(5);
 const MISSING_MAX: u32 = 4;
 /// Looks that find the tail behind and nothing new before it is begun again.
 const LOOKS_BEHIND_MAX: u32 = 4;
+/// Erased SIMs that may wait for somebody to take note.
+const ERASED_TOLD_MAX: usize = 1_024;
 /// Newest events looked for in the stream before a copy whose events were all removed there is given up.
 const COMPARED_EVENTS: usize = 16;
 
@@ -83,6 +85,10 @@ pub(super) struct Mirror {
     evaluated: watch::Sender<u64>,
     fill: watch::Sender<Fill>,
     trouble: Mutex<Option<String>>,
+    /// What was erased, by position: where it is not in the copy yet, its place is.
+    erased: RwLock<Arc<Vec<Tombstone>>>,
+    /// ICCIDs of SIMs that were erased here because another gateway did; the receiver until it is taken.
+    pub(super) erased_elsewhere: (mpsc::Sender<String>, Mutex<Option<mpsc::Receiver<String>>>),
     /// Asks the watchdog to look now.
     look: Notify,
     stopping: CancellationToken,
@@ -193,6 +199,11 @@ pub(super) async fn open(
         Ok((Arc::new(place), Arc::new(log)))
     })
     .await?;
+    // What was erased while this gateway was away must not be looked for in the stream.
+    let erased =
+        erase::announced(source, incarnation).await.map_err(|error| OpenError::Stream(error.to_string()))?;
+    let (copy, announced) = (Arc::clone(&log), erased.clone());
+    let iccids = blocking(move || Ok(copy.erase_at(&announced)?)).await?;
     if let Err(Stale(reason)) = verify(&log, log.bounds().last_seq, &stream).await? {
         tracing::warn!(reason, "the local copy of the stream is built again");
         let emptied = Arc::clone(&place);
@@ -202,7 +213,10 @@ pub(super) async fn open(
         })
         .await?;
     }
-    Ok(Mirror::new(place, log, info, stopping))
+    let mirror = Mirror::new(place, log, info, stopping);
+    mirror.expect_erased(&erased);
+    mirror.tell_erased(iccids);
+    Ok(mirror)
 }
 
 async fn blocking<T: Send + 'static>(
@@ -229,6 +243,11 @@ impl Mirror {
             evaluated: watch::Sender::new(evaluated),
             fill: watch::Sender::new(fill),
             trouble: Mutex::default(),
+            erased: RwLock::default(),
+            erased_elsewhere: {
+                let (sender, receiver) = mpsc::channel(ERASED_TOLD_MAX);
+                (sender, Mutex::new(Some(receiver)))
+            },
             look: Notify::new(),
             stopping,
         })
@@ -258,6 +277,20 @@ impl Mirror {
         };
         let tail = tokio::spawn(tail.run());
         Ok(Running { tail, filler: filler.thread, caretaker: caretaker.thread })
+    }
+
+    /// Notes what was erased: it does not come in any more, its place does.
+    pub(super) fn expect_erased(&self, more: &[Tombstone]) {
+        let mut erased = self.erased.write();
+        let mut all = [erased.as_slice(), more].concat();
+        all.sort_unstable_by_key(|one| one.seq);
+        all.dedup_by_key(|one| one.seq);
+        *erased = Arc::new(all);
+    }
+
+    /// What was erased, by position.
+    fn erased(&self) -> Arc<Vec<Tombstone>> {
+        Arc::clone(&self.erased.read())
     }
 
     /// How far the copy is complete.
@@ -460,6 +493,11 @@ impl Tail {
         };
         self.missing = 0;
         self.check_identity(stream.cached_info())?;
+        // Without them the comparison might look for what another gateway has just purged.
+        match erase::announced(&self.source, self.mirror.incarnation).await {
+            Ok(erased) => self.mirror.apply(erased).await.map_err(Broken::of)?,
+            Err(error) => tracing::warn!(%error, "what other gateways erased can't be asked for"),
+        }
         verify(&self.mirror.log, self.received, &stream).await?.map_err(End::Stale)?;
         let Source { client, api_prefix, .. } = &self.source;
         let puller = Puller::begin(client, &stream, api_prefix, self.received + 1).await?;

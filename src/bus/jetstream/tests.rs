@@ -8,6 +8,7 @@ use crate::{
 
 mod counted;
 mod disk;
+mod erase;
 mod faults;
 mod foundation;
 mod login;

@@ -132,9 +132,11 @@ impl Gateway {
         let (webhooks, _) = webhooks::new(parts.unwrap());
         let (sims, registry) = open(Default::default(), bus.log(), Arc::clone(&clock));
         tokio::spawn(registry.run(stop_hub.clone()));
+        let erasure = crate::erase::Erasure::new(hub.clone(), bus.clone(), Vec::new());
         let context = Context::new(Parts {
             lookup: crate::frontends::tests_support::nobody(&bus, &status, &clock),
             reports: crate::views::report::Reports::in_memory(bus.log()),
+            erasure,
             hub,
             bus,
             status,

@@ -7,7 +7,7 @@ mod webhooks;
 
 use axum::routing::{MethodRouter, get, post};
 
-use super::{events, landing, openapi, stream};
+use super::{erase, events, landing, openapi, stream};
 use crate::{
     auth::{Forbidden, Principal, Role},
     frontends::{Code, Context},
@@ -375,6 +375,31 @@ pub const TABLE: &[Route] = &[
     sims::LIST,
     sims::GET,
     report::REPORT,
+    Route {
+        method: "post",
+        path: "/v1/erase",
+        id: "eraseSim",
+        access: Access::Role(Role::Admin),
+        summary: "Erase a SIM",
+        description: "Removes everything that is kept of `iccid` so far: its events, what other records say of it, \
+                      indexes, attempts of webhooks, the copies of other gateways. Positions and cursors stay, ids stay \
+                      known, and nobody is told of a gap. The answer says what is left and how it is removed, and what \
+                      no gateway can reach. What upstream shows of the SIM from then on comes in as before. Asking again \
+                      does no harm.",
+        parameters: &[],
+        body: true,
+        success: answer(200, "SimErased", "What was removed, and what was not."),
+        errors: &[
+            Code::InvalidParameter,
+            Code::InvalidBody,
+            Code::TooLarge,
+            Code::UnsupportedMediaType,
+            Code::ForbiddenField,
+            Code::IndexBuilding,
+            Code::Unavailable,
+        ],
+        handler: Some(|| post(erase::erase)),
+    },
     webhooks::LIST,
     webhooks::CREATE,
     webhooks::GET,

@@ -1,6 +1,7 @@
 //! The router without sockets: what is refused and how, and the documents.
 
 mod document;
+mod erase;
 mod guard;
 mod history;
 mod report;

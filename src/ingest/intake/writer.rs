@@ -160,7 +160,13 @@ impl Writer {
     }
 
     /// Appends the complete copies of events that were appended without details.
-    async fn completed(&self, partials: Vec<Partial>) -> Result<(), AppendError> {
+    async fn completed(&self, mut partials: Vec<Partial>) -> Result<(), AppendError> {
+        let log = self.bus.log();
+        let before = partials.len();
+        // What was erased meanwhile does not come back by its copy.
+        partials.retain(|partial| !log.find(&partial.id).is_some_and(|known| log.is_erased(known.seq)));
+        let erased = (before - partials.len()) as u64;
+        self.board.update(|status| status.partial = status.partial.saturating_sub(erased));
         let events = partials.into_iter().map(|Partial { row, id, flags, provenance }| {
             let mut kept = Flags::default();
             flags.iter().filter(|flag| *flag != Flag::Partial).for_each(|flag| kept.insert(flag));

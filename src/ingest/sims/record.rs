@@ -8,14 +8,14 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
 use crate::{
-    bus::{Bucket, Bus, KvError},
+    bus::{self, Bucket, Bus, KvError},
     event::Iccid,
 };
 
 /// Before the ICCID in the key of a [`SimRecord`].
-pub const SIM: &str = "sim/";
+pub const SIM: &str = bus::SIM_KEY_PREFIX;
 /// Before the device id in the key of a [`DeviceRecord`].
-pub const DEVICE: &str = "device/";
+pub const DEVICE: &str = bus::DEVICE_KEY_PREFIX;
 /// Key of the position up to which the log was looked through for SIMs: a cursor.
 pub const PLACE: &str = "sims";
 /// Longer device ids are not looked up: they could not be keys of every store.

@@ -24,7 +24,8 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use super::rig::standing;
 use crate::{
     bus::{
-        AppendError, Appended, Bucket, Bus, Change, Entry, Fence, Fill, Health, KvError, Lease, NewEvent,
+        AppendError, Appended, Bucket, Bus, Change, Entry, EraseError, Erased, Fence, Fill, Health, KvError,
+        Lease, NewEvent,
         jetstream::{
             JetStream,
             tests::server::{NEWEST, Options, Server},
@@ -32,6 +33,7 @@ use crate::{
         },
     },
     clock::{Clock, SharedClock},
+    event::Iccid,
     log::Log,
 };
 
@@ -220,6 +222,11 @@ impl Bus for Forwarded {
             holders.send_modify(|holders| *holders -= 1);
         });
         Ok(Lease { fence, lost, release: given })
+    }
+
+    async fn erase(&self, iccid: &Iccid) -> Result<Erased, EraseError> {
+        let iccid = iccid.clone();
+        self.call(|bus| async move { bus.erase(&iccid).await }).await
     }
 
     fn fill(&self) -> watch::Receiver<Fill> {

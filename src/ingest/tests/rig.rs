@@ -23,11 +23,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     bus::{
-        AppendError, Appended, Bucket, Bus, Change, Entry, Fence, Fill, Health, KvError, Lease, NewEvent,
-        embedded::Embedded,
+        AppendError, Appended, Bucket, Bus, Change, Entry, EraseError, Erased, Fence, Fill, Health, KvError,
+        Lease, NewEvent, embedded::Embedded,
     },
     clock::{SharedClock, TokioClock},
-    event::Predicate,
+    event::{Iccid, Predicate},
     globalsim::{
         budget::{BudgetConfig, Gate},
         client::{self, Client},
@@ -339,6 +339,10 @@ impl Bus for Attended {
 
     async fn lease(&self, name: &str, ttl: Duration) -> Result<Lease, KvError> {
         self.0.lease(name, ttl).await
+    }
+
+    async fn erase(&self, iccid: &Iccid) -> Result<Erased, EraseError> {
+        standing(self.0.erase(iccid)).await
     }
 
     fn fill(&self) -> watch::Receiver<Fill> {

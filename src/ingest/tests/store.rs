@@ -9,8 +9,11 @@ use tokio::sync::{mpsc, watch};
 
 use super::{backfilled, rig::Rig};
 use crate::{
-    bus::{AppendError, Appended, Bucket, Bus, Change, Entry, Fence, Health, KvError, Lease, NewEvent},
-    event::SealError,
+    bus::{
+        AppendError, Appended, Bucket, Bus, Change, Entry, EraseError, Erased, Fence, Health, KvError, Lease,
+        NewEvent,
+    },
+    event::{Iccid, SealError},
     globalsim::simulator::Faults,
     ingest::{DetailsMode, position},
     log::Log,
@@ -102,6 +105,10 @@ impl Bus for Moody {
 
     async fn lease(&self, name: &str, ttl: std::time::Duration) -> Result<Lease, KvError> {
         self.inner.lease(name, ttl).await
+    }
+
+    async fn erase(&self, iccid: &Iccid) -> Result<Erased, EraseError> {
+        self.inner.erase(iccid).await
     }
 
     fn health(&self) -> Health {

@@ -10,7 +10,10 @@ use smallvec::SmallVec;
 use super::{DayKey, Index, Lost, Record, Take, sidecar::Summary, terms_of};
 use crate::{
     event::{Keys, cursor, identity::id_hash},
-    log::{KnownId, record::Frame},
+    log::{
+        KnownId,
+        record::{Damaged, Frame, Tombstone},
+    },
 };
 
 /// Grows by appending; knows everything that the sidecar will hold.
@@ -27,6 +30,8 @@ pub(crate) struct LiveIndex {
     /// Smallest and largest event time, microseconds.
     pub(crate) times: Option<(i64, i64)>,
     pub(crate) end: u64,
+    /// Records that hold the places of erased events.
+    pub(crate) erased: u64,
 }
 
 /// All that the index keeps of a record, worked out before the index is locked.
@@ -50,12 +55,37 @@ impl Indexed {
                 offset: offset as u32,
                 tag: cursor::tag(keys.id),
                 time_us: keys.time_us,
+                erased: false,
             },
             bytes: frame.bytes() as u64,
             id: id_hash(keys.id),
             known: KnownId { seq, identity, content },
             terms: terms_of(keys),
             day: DayKey::of(keys),
+        }
+    }
+
+    /// Of what stays of an erased event. No term finds it.
+    pub(crate) fn erased(tombstone: &Tombstone, bytes: usize, offset: u64) -> Self {
+        let Tombstone { seq, identity, content, id, tag, observed_us, time_us, day } = *tombstone;
+        Self {
+            record: Record { seq, observed_us, offset: offset as u32, tag, time_us, erased: true },
+            bytes: bytes as u64,
+            id,
+            known: KnownId { seq, identity, content },
+            terms: [None; 3],
+            day,
+        }
+    }
+
+    /// Of a frame, whichever of both it holds.
+    ///
+    /// # Errors
+    /// [`Damaged`] where it holds neither.
+    pub(crate) fn of(frame: &Frame<'_>, offset: u64) -> Result<Self, Damaged> {
+        match frame.tombstone() {
+            Some(tombstone) => Ok(Self::erased(&tombstone, frame.bytes(), offset)),
+            None => frame.keys().map(|keys| Self::new(frame, &keys, offset)),
         }
     }
 
@@ -81,7 +111,7 @@ impl LiveIndex {
             base_seq,
             last_seq,
             bytes: self.end,
-            records: (self.records.len() - self.lost.len()) as u64,
+            records: (self.records.len() - self.lost.len()) as u64 - self.erased,
             first_seq: hole.into_iter().chain(record).min(),
             observed: first.zip(self.records.last()).map(|(a, b)| (a.observed_us, b.observed_us)),
             times: self.times,
@@ -101,6 +131,7 @@ impl LiveIndex {
         let Indexed { record, bytes, id, known, terms, day } = indexed;
         let ordinal = self.records.len() as u32;
         self.records.push(record);
+        self.erased += u64::from(record.erased);
         self.end = u64::from(record.offset) + bytes;
         self.ids.insert(id, known);
         for term in terms.into_iter().flatten() {

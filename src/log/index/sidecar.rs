@@ -3,7 +3,8 @@
 //! Layout, little-endian: a header of [`HEADER_BYTES`] with counts, ranges and two CRCs, then the records (32 bytes
 //! each), holes (16), a directory of the sorted ids by their first bits (4), the ids (16), what is remembered of
 //! each (24), the sorted terms (16), their ordinals (4), the counts by quarter of an hour and type (16) and the records
-//! found damaged (32). When retention removes a segment whose ids must still be known, a sidecar with nothing but ids
+//! found damaged (32). The first bit of a record's offset, which no segment is long enough for, marks the place of an
+//! erased event. When retention removes a segment whose ids must still be known, a sidecar with nothing but ids
 //! and counts stays.
 //!
 //! A sidecar is never trusted: its header is checked when it is opened, the rest before it is first used, and one
@@ -23,6 +24,10 @@ use crate::log::{
 
 const HEADER_BYTES: usize = 128;
 const MAGIC: [u8; 8] = *b"scindex\x04";
+/// The same layout, with places of erased events: a simcast that does not know them makes its own.
+const MAGIC_ERASED: [u8; 8] = *b"scindex\x05";
+/// Marks the place of an erased event in the offset of its record.
+const ERASED_BIT: u32 = 1 << 31;
 const RECORD_BYTES: usize = 32;
 const HOLE_BYTES: usize = 16;
 const ID_BYTES: usize = 16;
@@ -119,7 +124,7 @@ impl Sidecar {
     /// [`Damaged`], or of another log or version; it must be made again.
     pub(crate) fn open(bytes: Mapped, incarnation: u64) -> Result<Self, Damaged> {
         let header = (*bytes).as_ref().get(..HEADER_BYTES).ok_or(Damaged)?;
-        let whole = header[..8] == MAGIC
+        let whole = [MAGIC, MAGIC_ERASED].iter().any(|magic| header[..8] == *magic)
             && crc32c::crc32c(&header[..HEADER_BYTES - 4]) == u32_at(header, HEADER_BYTES - 4)
             && u64_at(header, 8) == incarnation;
         let count = |n: usize| Some(u32_at(header, 88 + 4 * n) as usize).filter(|n| *n <= COUNT_MAX);
@@ -180,8 +185,10 @@ impl Sidecar {
             let term = self.u64(self.layout.terms_at() + n * TERM_BYTES);
             (term, self.list(term).map(|n| self.ordinal(n)).collect())
         });
+        let records: Vec<_> = (0..self.layout.records).map(|n| self.record(n)).collect();
         LiveIndex {
-            records: (0..self.layout.records).map(|n| self.record(n)).collect(),
+            erased: records.iter().filter(|record| record.erased).count() as u64,
+            records,
             holes: self.holes(),
             ids,
             postings: terms.collect(),
@@ -255,7 +262,8 @@ impl Index for Sidecar {
         Record {
             seq: self.u64(at),
             observed_us: self.u64(at + 8) as i64,
-            offset: self.u32(at + 16),
+            offset: self.u32(at + 16) & !ERASED_BIT,
+            erased: self.u32(at + 16) & ERASED_BIT != 0,
             tag: self.u32(at + 20),
             time_us: self.u64(at + 24) as i64,
         }

@@ -37,6 +37,18 @@ impl Courier {
                 self.trouble(reason);
                 return;
             }
+            Outcome::Gone if self.was_erased(&mut core, &done) => {
+                let unit = core.feed(&done.key).and_then(|feed| feed.arrived(done.first));
+                if let Some(unit) = unit {
+                    core.count(&done.key, &unit, End::Skipped);
+                }
+                core.changed = true;
+                drop(core);
+                if let FeedKey::Replay(_) = done.key {
+                    self.close_replays();
+                }
+                return;
+            }
             Outcome::Gone => {
                 let failure = LastFailure { status: None, kind: "gone".to_owned() };
                 if let Some(feed) = core.feed(&done.key) {
@@ -139,6 +151,13 @@ impl Courier {
         if let FeedKey::Replay(_) = done.key {
             self.close_replays();
         }
+    }
+
+    /// Whether there is nothing to send because a SIM was erased: nobody has lost anything then.
+    fn was_erased(&self, core: &mut Core, done: &Done) -> bool {
+        let log = self.tools.hub.log();
+        let unit = core.feed(&done.key).and_then(|feed| feed.get(done.first));
+        unit.is_some_and(|unit| unit.members.iter().all(|seq| log.is_erased(*seq)))
     }
 
     fn turned(&mut self, core: &mut Core, turn: Turn, verdict: &Verdict, now: Instant, wall: Timestamp) {

@@ -5,8 +5,12 @@ use tokio::sync::mpsc;
 
 use super::*;
 use crate::{
-    bus::{AppendError, Appended, Change, Entry, Fence, Health, Lease, NewEvent, embedded::Embedded},
+    bus::{
+        AppendError, Appended, Change, Entry, EraseError, Erased, Fence, Health, Lease, NewEvent,
+        embedded::Embedded,
+    },
     clock,
+    event::Iccid,
     log::Log,
 };
 
@@ -58,6 +62,10 @@ impl Bus for Shared {
 
     fn is_shared(&self) -> bool {
         true
+    }
+
+    async fn erase(&self, iccid: &Iccid) -> Result<Erased, EraseError> {
+        self.0.erase(iccid).await
     }
 
     fn health(&self) -> Health {

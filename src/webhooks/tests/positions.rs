@@ -21,11 +21,11 @@ use tokio::{
 use super::rig::Rig;
 use crate::{
     bus::{
-        AppendError, Appended, Bucket, Bus, Change, Entry, Fence, Fill, Health, KvError, Lease, NewEvent,
-        embedded::Embedded,
+        AppendError, Appended, Bucket, Bus, Change, Entry, EraseError, Erased, Fence, Fill, Health, KvError,
+        Lease, NewEvent, embedded::Embedded,
     },
     clock::{SharedClock, TokioClock},
-    event::Filter,
+    event::{Filter, Iccid},
     log::Log,
     webhooks::{CHECKPOINT, SAVE_GRACE, endpoint::Settings, outbound::Script},
 };
@@ -88,6 +88,10 @@ impl Bus for Forgetful {
 
     fn fill(&self) -> watch::Receiver<Fill> {
         self.inner.fill()
+    }
+
+    async fn erase(&self, iccid: &Iccid) -> Result<Erased, EraseError> {
+        self.inner.erase(iccid).await
     }
 
     fn health(&self) -> Health {

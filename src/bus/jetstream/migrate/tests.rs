@@ -493,3 +493,29 @@ async fn empty(version: &'static str) {
 }
 
 on_both!(a_log_without_events_keeps_its_place, empty);
+
+/// What was erased from the log is not in the stream, and is known all the same.
+async fn erased(version: &'static str) {
+    let server = Server::start(version).await;
+    let directory = tempfile::tempdir().unwrap();
+    source(directory.path(), 1, 70).await;
+    let bus = Embedded::open(config_of(directory.path()), clock::system()).unwrap();
+    let gone = Iccid::parse("8947000000000000003").unwrap();
+    assert_eq!(bus.erase(&gone).await.unwrap().events, 10);
+    let cursors: Vec<_> = (1..=70).map(|seq| bus.log().cursor_at(seq)).collect();
+    let counts = bus.log().quarter_counts(None).unwrap();
+    bus.shutdown().await;
+    let config = tests_support::config(server.url(), "S");
+    let (survey, _) = migrate(&config, directory.path()).await;
+    assert_eq!((survey.events, survey.lost, survey.unused), (60, 0, 10));
+    let bus = gateway(config).await;
+    assert_eq!(bus.log().bounds().events, 60);
+    for (seq, cursor) in (1..).zip(&cursors) {
+        assert_eq!(bus.log().check(*cursor), Ok(seq));
+    }
+    assert!((0..70).all(|n| bus.log().find(&format!("evt_{n}")).is_some()));
+    assert_eq!(bus.log().quarter_counts(None).unwrap(), counts);
+    bus.shutdown().await;
+}
+
+on_both!(what_was_erased_stays_erased_and_known, erased);

@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use super::{Mirror, Stale, puller::Pulled};
 use crate::{
     bus::jetstream::{message, mirror::Subjects},
-    log::{Entry, Log},
+    log::{Entry, Log, Tombstone},
 };
 
 /// Batches that may wait.
@@ -67,6 +67,7 @@ impl Filler {
 enum Piece {
     Events(Vec<(u64, Entry)>),
     Lost(u64, u64),
+    Erased(Vec<Tombstone>),
 }
 
 impl Piece {
@@ -80,16 +81,33 @@ impl Piece {
             }
             Self::Lost(_, end) if *end <= last => Ok(()),
             Self::Lost(first, end) => log.append_hole(*first, *end),
+            Self::Erased(erased) => {
+                let behind = erased.partition_point(|one| one.seq <= last);
+                log.append_erased(&erased[behind..])
+            }
         }
     }
 }
 
-/// The pieces of a batch, in order.
-fn pieces(known: u64, subjects: &Subjects, messages: Vec<Pulled>) -> Vec<Piece> {
+/// The pieces of a batch, in order. What was erased lies where it lay, whether the stream still has it or not.
+fn pieces(known: u64, subjects: &Subjects, batch: Batch, erased: &[Tombstone]) -> Vec<Piece> {
     let mut pieces = Vec::new();
-    for pulled in messages {
+    let mut places = erased[erased.partition_point(|one| one.seq <= known)..].iter().peekable();
+    let add_erased = |pieces: &mut Vec<Piece>, one: &Tombstone| match pieces.last_mut() {
+        Some(Piece::Erased(erased)) => erased.push(*one),
+        _ => pieces.push(Piece::Erased(vec![*one])),
+    };
+    for pulled in batch.messages {
         let seq = pulled.seq;
         if seq <= known {
+            continue;
+        }
+        let mut is_erased = false;
+        while let Some(one) = places.next_if(|one| one.seq <= seq) {
+            is_erased |= one.seq == seq;
+            add_erased(&mut pieces, one);
+        }
+        if is_erased {
             continue;
         }
         if pulled.subject.as_str() == subjects.lost {
@@ -112,6 +130,9 @@ fn pieces(known: u64, subjects: &Subjects, messages: Vec<Pulled>) -> Vec<Piece> 
             }
         }
     }
+    while let Some(one) = places.next_if(|one| one.seq <= batch.upto) {
+        add_erased(&mut pieces, one);
+    }
     pieces
 }
 
@@ -119,7 +140,7 @@ fn pieces(known: u64, subjects: &Subjects, messages: Vec<Pulled>) -> Vec<Piece> 
 fn fill(mirror: &Mirror, subjects: &Subjects, batch: Batch) -> bool {
     let upto = batch.upto;
     let mut refusals = 0;
-    for piece in pieces(mirror.log.bounds().last_seq, subjects, batch.messages) {
+    for piece in pieces(mirror.log.bounds().last_seq, subjects, batch, &mirror.erased()) {
         while let Err(error) = piece.write(&mirror.log) {
             tracing::error!(%error, "the local copy of the stream can't be written; it is tried again");
             mirror.set_trouble(Some(format!("the local copy of the stream can't be written: {error}")));

@@ -44,6 +44,7 @@ pub fn all() -> Value {
         "Sim": sims::sim(&[]),
         "SimDetails": sims::sim(&sims::as_of()),
         "Sims": sims::page(),
+        "SimErased": sim_erased(),
         "Webhook": webhooks::endpoint(&[]),
         "WebhookMade": webhooks::endpoint(&[("secret", described(text(), "Shown this once."))]),
         "Webhooks": object(&[("webhooks", list_of("Webhook"))], &[]),
@@ -66,6 +67,46 @@ pub fn all() -> Value {
 
 fn list(items: Value) -> Value {
     json!({"type": "array", "items": items})
+}
+
+/// The answer to an erasure.
+fn sim_erased() -> Value {
+    let count = |what: &str| described(json!({"type": "integer"}), what);
+    let removed = object(
+        &[
+            ("events", count("Events of the SIM.")),
+            ("mentions", count("Records of others that mentioned it and do so no more.")),
+            ("keys", count("Entries of the key-value buckets.")),
+            ("webhook_attempts", count("On the gateway that was asked.")),
+        ],
+        &[
+            (
+                "upstream_answers",
+                count("Answers of upstream that the gateway that was asked kept in memory."),
+            ),
+            ("registry_entries", count("Entries of its registry of SIMs.")),
+            ("report_days", count("Days of its roll-ups.")),
+        ],
+    );
+    let left = object(&[("what", text()), ("cure", text())], &[]);
+    object(
+        &[
+            ("iccid", text()),
+            ("removed", removed),
+            (
+                "left",
+                described(
+                    json!({"type": "array", "items": left}),
+                    "What could not be removed, and how it is.",
+                ),
+            ),
+            (
+                "out_of_reach",
+                described(json!({"type": "array", "items": text()}), "What no gateway can remove."),
+            ),
+        ],
+        &[],
+    )
 }
 
 fn list_of(name: &str) -> Value {

@@ -1,6 +1,9 @@
 //! Writing a sidecar: see [`super`] for the layout.
 
-use super::{HEADER_BYTES, IDS_PER_BUCKET, Layout, LiveIndex, MAGIC, Sidecar, Summary, bucket_of};
+use super::{
+    ERASED_BIT, HEADER_BYTES, IDS_PER_BUCKET, Layout, LiveIndex, MAGIC, MAGIC_ERASED, Sidecar, Summary,
+    bucket_of,
+};
 use crate::log::KnownId;
 
 /// The file of an index.
@@ -13,7 +16,7 @@ pub(crate) fn encode(index: &LiveIndex, incarnation: u64, summary: &Summary) -> 
     for record in &index.records {
         put_u64(&mut body, record.seq);
         put_u64(&mut body, record.observed_us as u64);
-        put_u32(&mut body, record.offset);
+        put_u32(&mut body, record.offset | if record.erased { ERASED_BIT } else { 0 });
         put_u32(&mut body, record.tag);
         put_u64(&mut body, record.time_us as u64);
     }
@@ -52,7 +55,8 @@ pub(crate) fn encode(index: &LiveIndex, incarnation: u64, summary: &Summary) -> 
         days: index.days.len(),
         lost: index.lost.len(),
     };
-    with_header(layout, incarnation, summary, &body)
+    let magic = if index.erased == 0 { MAGIC } else { MAGIC_ERASED };
+    with_header(magic, layout, incarnation, summary, &body)
 }
 
 /// The file that remembers the ids and counts of a sidecar and nothing else.
@@ -61,7 +65,7 @@ pub(crate) fn encode_ids(sidecar: &Sidecar, incarnation: u64) -> Vec<u8> {
     let layout = Layout { records: 0, holes: 0, directory_bits, ids, terms: 0, ordinals: 0, days, lost: 0 };
     let (all, from) = (sidecar.bytes(), sidecar.layout);
     let body = [&all[from.directory_at()..from.terms_at()], &all[from.days_at()..from.lost_at()]].concat();
-    with_header(layout, incarnation, &sidecar.summary, &body)
+    with_header(MAGIC, layout, incarnation, &sidecar.summary, &body)
 }
 
 fn put_ids(ids: &[(u128, KnownId)], body: &mut Vec<u8>) -> u32 {
@@ -85,9 +89,9 @@ fn put_ids(ids: &[(u128, KnownId)], body: &mut Vec<u8>) -> u32 {
     bits
 }
 
-fn with_header(layout: Layout, incarnation: u64, summary: &Summary, body: &[u8]) -> Vec<u8> {
+fn with_header(magic: [u8; 8], layout: Layout, incarnation: u64, summary: &Summary, body: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(HEADER_BYTES + body.len());
-    out.extend_from_slice(&MAGIC);
+    out.extend_from_slice(&magic);
     let (observed, times) = (summary.observed.unwrap_or((1, 0)), summary.times.unwrap_or((1, 0)));
     for word in [
         incarnation,
