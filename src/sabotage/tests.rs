@@ -157,8 +157,8 @@ async fn every_test_that_the_promises_name_exists() {
     let listed = String::from_utf8(listed.stdout).unwrap();
     let here: HashSet<_> = listed.lines().filter_map(|line| line.strip_suffix(": test")).collect();
     let there = |path: &str| {
-        let (file, test) = path.split_once("::").unwrap();
-        let file = format!("{}/tests/it/{file}.rs", env!("CARGO_MANIFEST_DIR"));
+        let (module, test) = path.rsplit_once("::").unwrap();
+        let file = format!("{}/tests/it/{}.rs", env!("CARGO_MANIFEST_DIR"), module.replace("::", "/"));
         let source = std::fs::read_to_string(&file).unwrap_or_default();
         // This macro makes a test of it for each bus.
         if source.contains(&format!("on_both_buses!({test});")) {
