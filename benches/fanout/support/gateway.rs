@@ -12,6 +12,7 @@ use simcast::{
     },
     hub::{self, Hub},
     ingest::Status,
+    views::{report, rollup},
     webhooks,
 };
 use tokio::sync::{mpsc, watch};
@@ -37,7 +38,9 @@ async fn serve() -> Result<(), Box<dyn Error>> {
     let auth = Arc::new(Auth::new(auth::Config::default(), clock.clone()));
     let parts = webhooks::Parts::in_memory(hub.clone(), bus.clone(), auth.clone(), clock.clone())?;
     let (webhooks, _) = webhooks::new(parts);
+    let rollup = rollup::Rollup::open(&rollup::Config::default(), bus.log())?;
     let context = Context::new(Parts {
+        reports: report::Reports::new(rollup),
         hub: hub.clone(),
         bus: bus.clone(),
         status: receiver,
