@@ -133,6 +133,13 @@ async fn run(root: &Path, count: u64, sims: u64) -> Result<(), Failure> {
             BEGIN_S + (n as i128 * i128::from(MONTH_S) / i128::from(count)) as i64,
         )?)?;
     }
+    // A report is there once something has been counted that came behind its period.
+    let mut last = Event::new("evt_last", Arc::from("/globalsim/default"), "connection");
+    last.time = Some(Timestamp::from_second(BEGIN_S + MONTH_S)?);
+    let sealed = last.seal(Timestamp::from_second(BEGIN_S + MONTH_S)?, SignedDuration::from_secs(300))?;
+    log.append(vec![Entry { sealed, identity: count, content: 0 }])?;
+    let page = counted.next().await?;
+    rollup.count(&page, counted.cursor());
     let started = Instant::now();
     rollup.commit()?;
     counting += started.elapsed();
