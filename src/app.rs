@@ -29,6 +29,7 @@ use crate::{
     hub::{self, Hub},
     ingest::{self, Ingest},
     lifecycle::{Ended, Lifecycle},
+    lookup::Lookup,
     observability::Metrics,
     views::registry,
     webhooks::{
@@ -37,6 +38,7 @@ use crate::{
         guard::{Guard, GuardConfig},
         outbound::{self, Outbound, Proxy},
         secret::{Sealer, SealerError},
+        supervisor::Supervisor,
     },
 };
 
@@ -163,6 +165,7 @@ pub async fn start(config: Config, clock: SharedClock, metrics: Metrics) -> Resu
         webhooks,
         sims,
         sim_tokens: registry::Tokens::new(&page_key()?),
+        lookup: Arc::new(Lookup::new(&client, bus.clone(), ingest.status(), clock.clone())),
         auth,
         tickets: Arc::new(Tickets::new(clock.clone())),
         sessions: Arc::new(CookieSessions::new(clock.clone())),
@@ -210,7 +213,7 @@ pub async fn start(config: Config, clock: SharedClock, metrics: Metrics) -> Resu
     lifecycle.spawn("admin listener", admin.serve(serve(routers.2, Protocol::Http1)));
     lifecycle.spawn_background("metrics upkeep", until(lifecycle.stop.clone(), metrics.upkeep()));
     lifecycle.spawn("poller", poll(ingest, lifecycle.clone()));
-    lifecycle.spawn("webhooks", supervisor.run(lifecycle.draining.clone(), lifecycle.stop.clone()));
+    lifecycle.spawn("webhooks", deliver(supervisor, lifecycle.clone()));
     lifecycle.spawn("history watch", watch_history(running.bus.clone(), lifecycle.clone()));
     tracing::info!(http = %running.http, grpc = %running.grpc, admin = %running.admin, "listening");
     Ok(running)
@@ -226,6 +229,13 @@ fn page_key() -> Result<[u8; 32], StartError> {
 async fn poll(ingest: Ingest, lifecycle: Lifecycle) {
     if let Err(error) = ingest.run(lifecycle.draining.clone()).await {
         lifecycle.fail(format!("the poller gave up: {error}"));
+    }
+}
+
+async fn deliver(supervisor: Supervisor, lifecycle: Lifecycle) {
+    let (draining, stop) = (lifecycle.draining.clone(), lifecycle.stop.clone());
+    if let Err(error) = supervisor.run_apart(draining, stop).await {
+        lifecycle.fail(format!("webhooks are not served any more: {error}"));
     }
 }
 
@@ -327,6 +337,8 @@ fn embedded_config(config: &Config) -> embedded::Config {
         late_after: late_after(config),
         retention_days: config.embedded.retention_days,
         retention_bytes: config.embedded.retention_bytes,
+        // The webhooks.
+        has_reader: true,
         ..embedded::Config::default()
     }
 }
@@ -402,6 +414,8 @@ fn ingest_config(config: &Config) -> ingest::Config {
         },
         details_wait: upstream.details_wait,
         lateness: config.ingest.lateness,
+        sessions: upstream.sessions,
+        iccids: Vec::new(),
         shared: config.bus == BusKind::Nats,
         ids_kept_days: match config.bus {
             BusKind::Embedded => ingest::Config::default().ids_kept_days,

@@ -97,6 +97,8 @@ pub struct Upstream {
     pub details: Details,
     /// At most this long.
     pub details_wait: Duration,
+    /// Whether the sessions of SIMs and the SIMs of devices are read.
+    pub sessions: bool,
 }
 
 /// What is done about rows that lack details (design section 3).

@@ -43,6 +43,7 @@ use crate::{
     clock::SharedClock,
     hub::Hub,
     ingest::StatusReceiver,
+    lookup::Lookup,
     views::registry as sim_registry,
     webhooks::{self, Webhooks},
 };
@@ -69,6 +70,8 @@ pub struct Parts {
     pub sims: sim_registry::Handle,
     /// Page tokens of lists of SIMs.
     pub sim_tokens: sim_registry::Tokens,
+    /// What clients ask of upstream.
+    pub lookup: Arc<Lookup>,
     /// Who is asking.
     pub auth: Arc<Auth>,
     /// Single-use tickets for URLs.

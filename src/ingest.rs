@@ -4,7 +4,7 @@
 //! Six readers share one budget and one [`intake`]: the [`tail`] reads the newest rows several times a second, the
 //! [`catchup`] closes the [`holes`] that the tail could not join, the [`sweep`] looks for rows that appear late and
 //! alone moves the floor, the [`ledger`] counts closed days, the [`backfill`] reads the past at the first start, and
-//! [`details`] completes rows. All of them rest on [`walk`], which reads a list that moves under it without missing a
+//! [`details`] completes rows. [`sims`] reads sessions and devices. All of them rest on [`walk`], which reads a list that moves under it without missing a
 //! row. `status` is what the rest of the gateway sees.
 
 mod backfill;
@@ -30,12 +30,13 @@ mod repair;
 mod seek;
 mod session;
 mod share;
+pub mod sims;
 mod standby;
 pub mod status;
 mod sweep;
 mod tail;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod totals;
 mod upstream;
 mod walk;
@@ -64,6 +65,7 @@ pub use self::{
 use crate::{
     bus::{AppendError, Bus, Fence},
     clock::SharedClock,
+    event::Iccid,
     globalsim::{
         budget::{Class, Gate},
         client::Client,
@@ -108,6 +110,10 @@ pub struct Config {
     pub lateness: Duration,
     /// Days that the log remembers ids; older rows can't be told from repeats and are not appended.
     pub ids_kept_days: u32,
+    /// Whether the sessions of SIMs, and the SIMs of devices, are read and told as events.
+    pub sessions: bool,
+    /// SIMs that are read though no event has told of them.
+    pub iccids: Vec<Iccid>,
     /// Whether other gateways are on the same bus and use the same key. The gate must know it too
     /// ([`BudgetConfig::shared`](crate::globalsim::budget::BudgetConfig::shared)).
     pub shared: bool,
@@ -122,6 +128,8 @@ impl Default for Config {
             details_wait: Duration::from_millis(800),
             lateness: Duration::from_secs(600),
             ids_kept_days: 7,
+            sessions: true,
+            iccids: Vec::new(),
             shared: false,
         }
     }
@@ -310,16 +318,25 @@ impl Ingest {
         let kept = kept.and_then(|position| position.checked(self.bus.log()));
         let mut findings = Findings::default();
         let first_start = kept.is_none();
-        let first_at = self.probe(&upstream, &mut findings).await;
+        let roster = Arc::new(sims::Roster::default());
+        let kept_sims = async {
+            match self.config.sessions {
+                true => sims::load(&self.bus, &roster).await,
+                false => sims::Kept::default(),
+            }
+        };
+        let (first_at, kept_sims) = tokio::join!(self.probe(&upstream, &mut findings), kept_sims);
         let position = kept.unwrap_or_else(|| self.first_position(first_at));
         let ids_kept = SignedDuration::from_hours(24 * i64::from(self.config.ids_kept_days));
+        let source: Arc<str> = format!("/globalsim/{}", self.config.name).into();
         let config = IntakeConfig {
-            source: format!("/globalsim/{}", self.config.name).into(),
+            source: Arc::clone(&source),
             details: self.config.details,
             details_wait: self.config.details_wait,
             limits: Limits { origin: position.origin, ids_kept },
             stopping: stopping.clone(),
             fence: Some(fence),
+            roster: Arc::clone(&roster),
         };
         let (intake, details, writer) = Intake::new(
             config,
@@ -338,6 +355,7 @@ impl Ingest {
             Ok(())
         });
         let newest_before = self.bus.log().bounds().last_seq;
+        let until = position.backfill.as_ref().map(|backfill| backfill.until);
         let backfill_before = position.backfill.as_ref().filter(|_| first_start).map(|b| b.until);
         let store = PositionStore::new(Arc::clone(&self.bus), Arc::clone(&self.board), position);
         store.write_first().await;
@@ -369,6 +387,12 @@ impl Ingest {
                 Err(halt) => halt,
             }
         };
+        let sims = async {
+            if !self.config.sessions {
+                return std::future::pending().await;
+            }
+            sims::run(&session, &self.bus, &roster, &source, kept_sims, &self.config.iccids, until).await
+        };
         let halt = tokio::select! {
             // In one order, not in one that chance decides: none of them ends unless all do.
             biased;
@@ -379,6 +403,7 @@ impl Ingest {
             halt = sweep::run(&session) => halt,
             halt = Tail::new(&session).run() => halt,
             halt = catchup::run(&session) => halt,
+            halt = sims => halt,
         };
         debug_assert!(matches!(halt, Halt::Stopped(_)), "readers go on after anything else");
         if stopping.is_cancelled() {

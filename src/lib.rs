@@ -16,6 +16,7 @@
 //! | [`auth`] | who may see what |
 //! | [`lifecycle`], [`observability`] | start, drain, stop; logs, metrics, health |
 //! | [`webhooks`] | endpoints, signed deliveries, who serves which |
+//! | [`lookup`] | what clients ask of upstream through the gateway, with its age |
 //! | [`frontends`] | REST, SSE, WebSocket, gRPC: thin, they do not know each other |
 //! | [`config`] | every key, every default, every mistake at once |
 //! | [`app`] | composition root, for `main` and for tests |
@@ -38,6 +39,7 @@ pub mod hub;
 pub mod ingest;
 pub mod lifecycle;
 pub mod log;
+pub mod lookup;
 pub mod observability;
 mod sabotage;
 pub mod views;

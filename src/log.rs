@@ -12,6 +12,7 @@ mod copy;
 mod damage;
 mod days;
 mod disk;
+pub mod follow;
 mod index;
 mod positions;
 mod reader;

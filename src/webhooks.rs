@@ -150,19 +150,22 @@ impl Tools {
     }
 
     /// How long the first event behind a position has been there; None where there is none.
-    fn lag_seconds(&self, position: u64) -> Option<f64> {
-        let log = self.hub.log();
-        let from = position.max(log.begins_at().saturating_sub(1));
-        let predicate = Predicate::unfiltered();
-        let request = ReadRequest {
-            from,
-            direction: Direction::Forward,
-            predicate: &predicate,
-            limit: 1,
-            max_bytes: 1,
-        };
-        let page = log.read(request).ok()?;
-        let observed_us = page.events.first()?.keys().ok()?.observed_us;
+    async fn lag_seconds(&self, position: u64) -> Option<f64> {
+        let log = self.hub.log().clone();
+        // A record is read for it.
+        let read = tokio::task::spawn_blocking(move || {
+            let predicate = Predicate::unfiltered();
+            let request = ReadRequest {
+                from: position.max(log.begins_at().saturating_sub(1)),
+                direction: Direction::Forward,
+                predicate: &predicate,
+                limit: 1,
+                max_bytes: 1,
+            };
+            let page = log.read(request).ok()?;
+            page.events.first()?.keys().ok().map(|keys| keys.observed_us)
+        });
+        let observed_us = read.await.ok()??;
         Some((self.clock.now().as_microsecond().saturating_sub(observed_us).max(0)) as f64 / 1e6)
     }
 

@@ -116,7 +116,8 @@ impl Stage {
     pub fn serve(&self) -> Serving {
         let draining = CancellationToken::new();
         let supervisor = self.supervisor.lock().take().expect("it serves once");
-        let task = tokio::spawn(supervisor.run(draining.clone(), self.stop.clone()));
+        let run = supervisor.run_apart(draining.clone(), self.stop.clone());
+        let task = tokio::spawn(async move { run.await.expect("threads") });
         Serving { draining, task }
     }
 

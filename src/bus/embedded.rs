@@ -54,6 +54,9 @@ pub struct Config {
     pub segment_bytes: u64,
     /// Identity of a log that has to be created; None draws one. An existing log keeps its own.
     pub incarnation: Option<u64>,
+    /// Somebody will say with [`Log::hold`] what is still to be read; until then retention waits for all of it. Who goes
+    /// on at a kept position finds out where that is only after retention has had its first turn.
+    pub has_reader: bool,
 }
 
 impl Default for Config {
@@ -65,6 +68,7 @@ impl Default for Config {
             retention_bytes: 10 << 30,
             segment_bytes: 64 << 20,
             incarnation: None,
+            has_reader: false,
         }
     }
 }
@@ -159,6 +163,9 @@ impl Embedded {
         })?;
         let in_memory = config.path.is_none();
         let unusable = |source| OpenError::Unusable { path: config.path.clone().unwrap_or_default(), source };
+        if config.has_reader {
+            log.hold(Some(0));
+        }
         let caretaker = Caretaker::start(Arc::clone(&log), Arc::clone(&clock)).map_err(unusable)?;
         let newest = log.bounds().last_time.unwrap_or(Timestamp::MIN);
         let writer = Writer::start(State {

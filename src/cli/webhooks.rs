@@ -381,7 +381,7 @@ fn shown(action: &Action, answer: &Value) -> String {
         }
         Action::Replays(_) => (
             "replays",
-            &["replay_id", "state", "count", "delivered", "dead_lettered", "skipped", "created_at"],
+            &["replay_id", "state", "count", "delivered", "dead_lettered", "skipped", "lost", "created_at"],
         ),
         _ => {
             let mut text = serde_json::to_string_pretty(answer).unwrap_or_default();

@@ -269,6 +269,7 @@ impl Values {
                 _ => Details::Wait,
             },
             details_wait: Duration::from_millis(self.number("upstream.details_wait_ms")),
+            sessions: *self.get("upstream.sessions") == Value::Boolean(true),
         }
     }
 }

@@ -61,7 +61,7 @@ const fn key(path: &'static str, kind: Kind, default: Fallback, doc: &'static st
 }
 
 /// Every key, in the order of the default file.
-pub const KEYS: [Key; 53] = [
+pub const KEYS: [Key; 54] = [
     key(
         "upstream.name",
         Kind::Name,
@@ -121,6 +121,12 @@ pub const KEYS: [Key; 53] = [
         Kind::Integer(0, 10_000),
         Is("800"),
         "Longest wait for details, milliseconds.",
+    ),
+    key(
+        "upstream.sessions",
+        Kind::Boolean,
+        Is("true"),
+        "Read the sessions of SIMs and the SIMs of devices too, told as session_* and sim_linked; at most a fifth of the requests.",
     ),
     key(
         "ingest.late_after_s",

@@ -166,7 +166,8 @@ fn hashed(text: &str) -> String {
     format!("=H{}", hex::encode(&Sha256::digest(text.as_bytes())[..16]))
 }
 
-fn with_suffix(id: &str, suffix: &str) -> String {
+/// An id with something behind it; one that gets too long is hashed first.
+pub fn with_suffix(id: &str, suffix: &str) -> String {
     if id.len() + suffix.len() <= ID_BYTES_MAX {
         format!("{id}{suffix}")
     } else {

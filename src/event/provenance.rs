@@ -21,12 +21,25 @@ pub enum Via {
     Repair = 6,
     /// A closed day whose counts differed.
     Ledger = 7,
+    /// A SIM's list of sessions.
+    Sessions = 8,
+    /// The SIM of a device, looked up.
+    Devices = 9,
 }
 
 impl Via {
     /// Every reader.
-    pub const ALL: [Self; 7] =
-        [Self::Tail, Self::CatchUp, Self::Sweep, Self::Backfill, Self::Details, Self::Repair, Self::Ledger];
+    pub const ALL: [Self; 9] = [
+        Self::Tail,
+        Self::CatchUp,
+        Self::Sweep,
+        Self::Backfill,
+        Self::Details,
+        Self::Repair,
+        Self::Ledger,
+        Self::Sessions,
+        Self::Devices,
+    ];
 
     /// As a metric label, and as clients see it.
     pub const fn as_str(self) -> &'static str {
@@ -38,6 +51,8 @@ impl Via {
             Self::Details => "details",
             Self::Repair => "repair",
             Self::Ledger => "ledger",
+            Self::Sessions => "sessions",
+            Self::Devices => "devices",
         }
     }
 

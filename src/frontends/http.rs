@@ -11,6 +11,7 @@
 //! | [`body`] | JSON bodies in, spliced bytes out |
 //! | [`events`] | history and single events |
 //! | [`sims`] | what is known of SIMs |
+//! | [`lookup`] | the documented paths of the API, through the gateway |
 //! | [`stream`] | the stream as a whole, subscribers, tickets |
 //! | [`webhooks`] | endpoints, deliveries, replays |
 //! | [`openapi`] | the document |
@@ -20,6 +21,7 @@ pub mod body;
 pub mod events;
 pub mod guard;
 pub mod landing;
+pub mod lookup;
 pub mod openapi;
 pub mod routes;
 pub mod sims;

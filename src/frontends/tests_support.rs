@@ -18,6 +18,11 @@ use crate::{
     bus::embedded,
     clock::Clock,
     event::{Event, Filter, FilterLimits, Iccid, StoredEvent, identity::Identity},
+    globalsim::{
+        budget::{BudgetConfig, Gate},
+        client::{self, Client},
+        key::{KeySource, Secret},
+    },
     hub,
     ingest::{Status, UpstreamState},
     log::Entry,
@@ -67,6 +72,16 @@ pub(crate) struct Fixture {
     pub upstream: watch::Sender<Arc<Status>>,
 }
 
+/// Lookups where upstream is away: what the log holds is all there is.
+pub(crate) fn nobody(bus: &Arc<dyn Bus>, status: &StatusReceiver, clock: &SharedClock) -> Arc<Lookup> {
+    let gate = Gate::open(BudgetConfig::default(), Arc::clone(clock)).unwrap();
+    let key = KeySource::Inline(Secret::new("key").unwrap());
+    // Port 9 is nobody's.
+    let client =
+        Client::new(client::Config::new("http://127.0.0.1:9", key), gate, Arc::clone(clock)).unwrap();
+    Arc::new(Lookup::new(&client, Arc::clone(bus), status.clone(), Arc::clone(clock)))
+}
+
 /// A token named as its text, without `sct_`.
 pub(crate) fn token(name: &str, roles: &[Role]) -> TokenConfig {
     TokenConfig {
@@ -111,6 +126,7 @@ impl Fixture {
         let (sims, registry) =
             sim_registry::open(sim_registry::Config::default(), bus.log(), Arc::clone(&clock));
         let mut parts = Parts {
+            lookup: nobody(&bus, &receiver, &clock),
             hub,
             bus,
             status: receiver,

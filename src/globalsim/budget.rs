@@ -18,6 +18,9 @@
 //! its floor spreads requests, goes first, the longest waiting of these; beyond the floors the order is strictly that of [`Class`]. Floors are shares of the allowance
 //! ([`Class::floor`]) and sum up to about a quarter, so no class waits longer for its floor than a slot takes to come
 //! back, and a backlog of tail and catch-up still gets over nine tenths. Within a class, first come, first served.
+//! The last twentieth of the minute's slots is not for details beyond their floor: where a busy fleet wants more of them
+//! than there are, a burst spends so many slots at once, and until these come back, three seconds of every minute, the
+//! tail would have none.
 //! Requests that nobody waits for are not sent while they would empty the bucket ([`Gate::has_spare`]).
 //!
 //! # How fast
@@ -237,7 +240,7 @@ impl Gate {
         self.0.serve();
         let mut state = self.0.state.lock();
         let now = Instant::now();
-        if state.ready_at(now) != Some(now) {
+        if state.ready_at(now) != Some(now) || !state.may_take(class) {
             return None;
         }
         state.take(class, now).map(|index| Slot { gate: Arc::clone(&self.0), index })

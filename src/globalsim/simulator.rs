@@ -54,6 +54,7 @@ pub use fleet::SimInfo;
 pub use meter::{RequestRecord, Stats};
 pub use row::Quirk;
 pub use server::Dialer;
+pub use sessions::SessionTruth;
 pub use traffic::EventSpec;
 pub use truth::{TruthEvent, TruthPage};
 
@@ -293,6 +294,11 @@ impl Handle {
     /// The fleet, in order of creation.
     pub fn fleet(&self) -> Vec<SimInfo> {
         self.shared.world.lock().fleet().infos()
+    }
+
+    /// The sessions of all SIMs, as they really are.
+    pub fn sessions(&self) -> Vec<SessionTruth> {
+        self.shared.world.lock().fleet().sessions()
     }
 
     /// Every event that ever became visible and is remembered ([`Config::truth_events`]), in that order.

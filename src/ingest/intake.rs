@@ -37,6 +37,7 @@ use super::{
     page::Slot,
     quarantine::{self, RecentKeys},
     seek::sort_ascending,
+    sims::Roster,
     upstream::{Item, Upstream},
 };
 use crate::{
@@ -113,6 +114,8 @@ pub struct IntakeConfig {
     pub stopping: CancellationToken,
     /// Proof that this gateway is the one that polls.
     pub fence: Option<Fence>,
+    /// Which SIM is in which device.
+    pub roster: Arc<Roster>,
 }
 
 impl Intake {
@@ -140,6 +143,7 @@ impl Intake {
             board: Arc::clone(&board),
             clock: Arc::clone(&clock),
             upstream,
+            roster: config.roster,
         };
         let intake = Self {
             state: AsyncMutex::new(State {
@@ -240,6 +244,19 @@ impl Intake {
     /// [`Stopped`].
     pub async fn announce(&self, event: NewEvent) -> Result<(), Stopped> {
         self.queue.send(Work::Announce(Box::new(event))).await.map_err(|_| Stopped)
+    }
+
+    /// Appends events made of other data.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn derive(&self, mut events: Vec<NewEvent>, via: Via) -> Result<(), Stopped> {
+        while !events.is_empty() {
+            let rest = events.split_off(events.len().min(super::page::PAGE_ROWS as usize));
+            let batch = std::mem::replace(&mut events, rest);
+            self.queue.send(Work::Derived(batch, via)).await.map_err(|_| Stopped)?;
+        }
+        Ok(())
     }
 
     /// Says that everything that upstream showed up to this time has been taken; shown once it is durable.

@@ -199,6 +199,8 @@ pub struct Status {
     pub backfill: BackfillState,
     /// Damage of the log and its repair.
     pub repair: Repair,
+    /// How far the sessions of SIMs are read; null where they are not.
+    pub sims: Value,
     /// What the probe found, with what later pages contradicted.
     pub probe: Value,
     /// Budget use by class.
@@ -271,6 +273,7 @@ impl Status {
             "late_found": self.late_found,
             "backfill": self.backfill.to_json(),
             "repair": self.repair.to_json(),
+            "sims": self.sims,
             "probe": self.probe,
             "budget": self.budget,
             "completeness": days,

@@ -4,14 +4,16 @@ mod account;
 mod adversary;
 mod capabilities;
 mod edges;
+mod fleet;
 mod ledger;
 mod logs;
 mod nats;
 mod overload;
 mod provenance;
 mod repair;
-pub(super) mod rig;
+pub(crate) mod rig;
 mod share;
+mod sims;
 mod store;
 mod unsorted;
 

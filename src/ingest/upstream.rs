@@ -20,9 +20,9 @@ use crate::{
     event::{Iccid, identity::FieldHasher},
     globalsim::{
         budget::Class,
-        client::{ActivityQuery, Client, PageQuery},
+        client::{ActivityQuery, Client, PageQuery, SessionQuery},
         error::{Error, Kind},
-        wire::{BadRow, Page, Row},
+        wire::{BadRow, DeviceSim, Page, Row, SessionPage},
     },
     sabotage::{self, Bug},
 };
@@ -196,6 +196,46 @@ impl Upstream {
             self.quarantine(page);
         }
         answer
+    }
+
+    /// A page of one SIM's sessions; one try.
+    ///
+    /// # Errors
+    /// The failure.
+    pub async fn sessions(&self, iccid: &Iccid, offset: u64) -> Result<SessionPage, Error> {
+        self.admitted().await;
+        let query = SessionQuery { limit: PAGE_ROWS as u32, offset, start_date: None, end_date: None };
+        let answer = self.client.sim_sessions(Class::Sessions, iccid, &query).await;
+        self.note_one(Class::Sessions, &answer);
+        answer
+    }
+
+    /// The SIM of a device; one try.
+    ///
+    /// # Errors
+    /// The failure.
+    pub async fn device_sim(&self, device_id: &str) -> Result<DeviceSim, Error> {
+        self.admitted().await;
+        let answer = self.client.device_sim(Class::Details, device_id).await;
+        self.note_one(Class::Details, &answer);
+        answer
+    }
+
+    /// That one SIM's list can't be had says nothing about the account's; a key that is refused does.
+    fn note_one<T>(&self, class: Class, answer: &Result<T, Error>) {
+        match answer {
+            Err(error) if matches!(error.kind(), Kind::Auth | Kind::RateLimited) => {
+                self.count(class, error.kind().as_str());
+                self.failed(error);
+            }
+            Err(error) => self.count(class, error.kind().as_str()),
+            Ok(_) => self.count(class, "ok"),
+        }
+    }
+
+    /// Requests a minute that upstream takes now.
+    pub fn allowance(&self) -> u32 {
+        self.client.gate().usage().allowance
     }
 
     /// Notes from now on how old answers are.

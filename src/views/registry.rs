@@ -21,11 +21,11 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use self::state::State;
-use super::{follow::Follower, megabytes::Megabytes};
+use super::megabytes::Megabytes;
 use crate::{
     clock::SharedClock,
     event::{Cursor, Filter, Iccid, Predicate},
-    log::{Log, ReadPage},
+    log::{Log, ReadPage, follow::Follower},
 };
 
 pub use page::{Listing, Place, Presence, Query, Sort, Tokens};

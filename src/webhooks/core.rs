@@ -12,10 +12,10 @@ use super::{
     endpoint::Endpoint,
     feed::{Feed, Rules, Saved, Unit},
     pace::Pace,
-    store::{Checkpoint, Progress, Replay, ReplayPosition, Totals},
+    store::{Checkpoint, Only, Progress, Replay, ReplayPosition, Totals},
 };
 use crate::{
-    event::Cursor,
+    event::{Cursor, Gap},
     log::{CursorState, Log},
 };
 
@@ -36,8 +36,8 @@ pub enum FeedKey {
 /// A replay that is under way.
 #[derive(Debug)]
 pub struct Running {
-    /// What was asked for.
-    pub replay: Replay,
+    /// What was asked for; None until the watch of requests has told it. Nothing is sent before.
+    pub replay: Option<Replay>,
     /// Its way through the log.
     pub feed: Feed,
     /// What became of its events.
@@ -121,8 +121,7 @@ impl Core {
             saved_cursor,
         };
         for (id, (feed, progress)) in replays {
-            // What was asked for is filled in by the watch of requests, before anything of it is sent.
-            core.replays.insert(id.clone(), Running::waiting(id, feed, progress));
+            core.replays.insert(id, Running { replay: None, feed, progress, pace: None, exhausted: false });
         }
         core
     }
@@ -216,40 +215,26 @@ impl Running {
     /// A replay that was asked for.
     pub fn new(replay: Replay, rules: Rules, now: Instant) -> Self {
         let feed = Feed::new(rules, replay.from);
-        let pace = replay.rate_limit_per_second.map(|rate| Pace::new(u32::MAX, Some(rate), false, now));
-        Self { replay, feed, progress: Progress::default(), pace, exhausted: false }
-    }
-
-    /// A replay whose position is known and whose request is not yet.
-    fn waiting(id: String, feed: Feed, progress: Progress) -> Self {
-        let replay = Replay {
-            id,
-            webhook: String::new(),
-            from: 0,
-            to: 0,
-            to_cursor: String::new(),
-            filter: serde_json::Value::Null,
-            only: super::store::Only::All,
-            seq: None,
-            rate_limit_per_second: None,
-            count: 0,
-            created_at: Timestamp::UNIX_EPOCH,
-            state: super::store::ReplayState::Running,
-            progress,
-            ended_at: None,
-        };
-        Self { replay, feed, progress, pace: None, exhausted: false }
-    }
-
-    /// Whether what was asked for is known.
-    pub fn is_known(&self) -> bool {
-        !self.replay.webhook.is_empty()
+        let mut running =
+            Self { replay: None, feed, progress: Progress::default(), pace: None, exhausted: false };
+        running.learn(replay, now);
+        running
     }
 
     /// Fills in what was asked for.
     pub fn learn(&mut self, replay: Replay, now: Instant) {
         self.pace = replay.rate_limit_per_second.map(|rate| Pace::new(u32::MAX, Some(rate), false, now));
-        self.replay = replay;
+        self.replay = Some(replay);
+    }
+
+    /// A range of the log is gone: counts the positions of it that it would have looked at.
+    pub fn lose(&mut self, gap: &Gap) {
+        let whole = gap.lost.unwrap_or(0);
+        let own = self.replay.as_ref().filter(|replay| replay.only == Only::All).map(|replay| {
+            let end = gap.to.map_or(replay.to, |to| to.seq.min(replay.to));
+            end.saturating_sub(self.feed.cursor())
+        });
+        self.progress.lost += own.map_or(whole, |own| own.min(whole));
     }
 
     /// Whether each of its events is settled.

@@ -2,10 +2,12 @@
 //!
 //! One task per endpoint and its own window are what keeps receivers from hurting each other: one that hangs holds
 //! its own requests and nothing else. The task never waits for the store: checkpoints are copies that the supervisor
-//! takes of [`Core`]. It stops sending where it may no longer be the owner ([`Members::valid`](super::ownership::Members::valid)), and where copies can't
+//! takes of [`Core`]. It stops sending where it may no longer be the owner ([`Members::holds`](super::ownership::Members::holds)), and where copies can't
 //! be written, since what it sent meanwhile would all be sent again after a crash.
 
+mod errands;
 mod settle;
+mod supply;
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -20,18 +22,15 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Tools,
     attempt::{Done, Job, Prepared},
-    core::{Core, End, FeedKey, Running, rules},
-    endpoint::{Endpoint, Ordering},
+    core::{Core, FeedKey, rules},
+    endpoint::Endpoint,
     errand::{self, Errand},
     feed::Feed,
-    names,
-    source::{Source, Supply, Wanted},
-    store::{Replay, ReplayState},
+    source::Source,
+    store::Replay,
 };
-use crate::{
-    auth::Principal,
-    event::{Gap, Predicate},
-};
+use crate::auth::Principal;
+use supply::{next, next_of};
 
 /// Units that are held ready to be sent, or as many as the window is wide: few, since each copy names them all.
 const READY_MAX: usize = 64;
@@ -67,6 +66,8 @@ pub struct Live {
 /// See the head of this file.
 pub struct Courier {
     tools: Arc<Tools>,
+    /// See [`Members::term`](super::ownership::Members::term).
+    term: u64,
     live: Arc<Live>,
     order: watch::Receiver<Order>,
     current: Order,
@@ -95,11 +96,12 @@ impl std::fmt::Debug for Courier {
 }
 
 impl Courier {
-    /// A courier that goes on where `live` stands.
-    pub fn new(tools: Arc<Tools>, live: Arc<Live>, order: watch::Receiver<Order>) -> Self {
+    /// A courier that goes on where `live` stands, as long as the term lasts in which the endpoint was taken over.
+    pub fn new(tools: Arc<Tools>, term: u64, live: Arc<Live>, order: watch::Receiver<Order>) -> Self {
         let current = order.borrow().clone();
         Self {
             tools,
+            term,
             live,
             order,
             current,
@@ -209,7 +211,7 @@ impl Courier {
         }
         for replay in self.current.replays.iter() {
             match core.replays.get_mut(&replay.id) {
-                Some(running) if !running.is_known() => running.learn(replay.clone(), now),
+                Some(running) if running.replay.is_none() => running.learn(replay.clone(), now),
                 Some(_) => {}
                 // What is watched may be a moment old, and a replay that has ended must not begin again.
                 None if self.known.insert(replay.id.clone()) => {
@@ -246,15 +248,6 @@ impl Courier {
         }
     }
 
-    fn wanted(&self) -> Option<Wanted> {
-        let principal = self.current.principal.as_ref()?;
-        Some(Wanted {
-            endpoint: self.current.endpoint.id.clone(),
-            predicate: Predicate::new(self.current.endpoint.filter.clone(), principal.scope.clone()),
-            policy: principal.policy.clone(),
-        })
-    }
-
     /// Whether events may be sent.
     fn serves(&self) -> bool {
         let endpoint = &self.current.endpoint;
@@ -263,123 +256,7 @@ impl Courier {
             && endpoint.disabled.is_none()
             && !self.disabling
             && *self.live.saves.borrow()
-            && self.tools.members.valid()
-    }
-
-    /// Opens the source of the endpoint's own feed, and of the replay whose turn it is.
-    async fn open_sources(&mut self) {
-        if !self.serves() || Instant::now() < self.read_again {
-            return;
-        }
-        let Some(wanted) = self.wanted() else { return };
-        if self.source.is_none() {
-            let cursor = {
-                let mut core = self.live.core.lock();
-                let seq = core.live.cursor();
-                core.foreign.take().unwrap_or_else(|| self.tools.hub.log().cursor_at(seq))
-            };
-            match Source::live(&self.tools.hub, wanted.clone(), cursor).await {
-                Ok(source) => self.source = Some(source),
-                Err(error) => self.trouble(&error.to_string()),
-            }
-        }
-        let turn = self.turn();
-        if self.replay.as_ref().map(|(id, _)| id) == turn.as_ref().map(|(id, _, _)| id) {
-            return;
-        }
-        self.replay = None;
-        if let Some((id, replay, reached)) = turn {
-            match Source::replay(&self.tools.hub, wanted, &replay, reached).await {
-                Ok(source) => self.replay = Some((id, source)),
-                Err(error) => self.trouble(&error.to_string()),
-            }
-        }
-    }
-
-    /// The replay whose turn it is: single events first, then in the order in which they were asked for.
-    fn turn(&self) -> Option<(String, Replay, u64)> {
-        let core = self.live.core.lock();
-        let open = core.replays.iter().filter(|(_, running)| running.is_known() && !running.exhausted);
-        open.min_by_key(|(id, one)| (one.replay.seq.is_none(), one.replay.created_at, (*id).clone()))
-            .map(|(id, one)| (id.clone(), one.replay.clone(), one.feed.cursor()))
-    }
-
-    fn trouble(&mut self, error: &str) {
-        tracing::warn!(
-            webhook = self.current.endpoint.id,
-            error,
-            "webhook deliveries wait: the log can't be read"
-        );
-        self.read_again = Instant::now() + TROUBLE;
-    }
-
-    /// Whether a feed takes more events.
-    fn wants(&self, key: &FeedKey) -> bool {
-        let staged = match key {
-            FeedKey::Live => self.source.as_ref().map(|source| source.staged.len()),
-            FeedKey::Replay(_) => self.replay.as_ref().map(|(_, source)| source.staged.len()),
-        };
-        let told = *key != FeedKey::Live || self.telling == 0;
-        staged == Some(0) && told && self.serves() && self.takes(&mut self.live.core.lock(), key)
-    }
-
-    fn wants_replay(&self) -> bool {
-        self.replay.as_ref().is_some_and(|(id, _)| self.wants(&FeedKey::Replay(id.clone())))
-    }
-
-    fn takes(&self, core: &mut Core, key: &FeedKey) -> bool {
-        let ordering = self.current.endpoint.ordering;
-        // A receiver that fails is not sent anything new but one probe at a time.
-        let failing = core.pace.failing();
-        let Some(feed) = core.feed(key) else { return false };
-        let ready_max = READY_MAX.max(self.current.endpoint.max_in_flight as usize);
-        let ready = feed.ready(Instant::now(), ready_max);
-        feed.room() > 0
-            && ready < ready_max
-            && !(failing && ready + feed.in_flight() > 0)
-            && (ordering != Ordering::Strict || feed.pending_events() < STRICT_AHEAD)
-    }
-
-    /// A source had something.
-    fn supplied(&mut self, key: FeedKey, supply: Supply) {
-        match supply {
-            // Taken up by the next pump.
-            Supply::Events => {}
-            Supply::Gap(gap) => self.lost(&key, &gap),
-            Supply::End => {
-                if let FeedKey::Replay(id) = &key {
-                    if let Some(running) = self.live.core.lock().replays.get_mut(id) {
-                        running.exhausted = true;
-                    }
-                    self.replay = None;
-                    self.close_replays();
-                }
-            }
-            Supply::Failed(error) => {
-                match key {
-                    FeedKey::Live => self.source = None,
-                    FeedKey::Replay(_) => self.replay = None,
-                }
-                self.trouble(&error.to_string());
-            }
-        }
-    }
-
-    /// A range of the log is gone. It is told before the cursor passes it.
-    fn lost(&mut self, key: &FeedKey, gap: &Gap) {
-        if *key != FeedKey::Live {
-            return;
-        }
-        tracing::error!(
-            webhook = self.current.endpoint.id,
-            lost = gap.lost,
-            reason = gap.reason.as_str(),
-            "events were gone before a webhook could be sent"
-        );
-        metrics::counter!(names::GAPS).increment(1);
-        let tools = self.tools.clone();
-        self.telling += 1;
-        self.errands.push(errand::gap(tools, self.current.endpoint.clone(), gap.clone()).boxed());
+            && self.tools.members.holds(self.term)
     }
 
     /// Takes up what is staged, then starts what may be started.
@@ -431,7 +308,7 @@ impl Courier {
         }
         for key in replays {
             let FeedKey::Replay(id) = key else { continue };
-            let Some(running) = core.replays.get_mut(id).filter(|running| running.is_known()) else {
+            let Some(running) = core.replays.get_mut(id).filter(|running| running.replay.is_some()) else {
                 continue;
             };
             if !due(&running.feed) {
@@ -445,36 +322,9 @@ impl Courier {
         live
     }
 
-    /// Moves staged events into their feed, as far as it takes them.
-    fn take_up(&mut self, core: &mut Core, key: &FeedKey, now: Instant) {
-        let mut staged = match key {
-            FeedKey::Live => self.source.as_mut().map(|source| std::mem::take(&mut source.staged)),
-            FeedKey::Replay(_) => self.replay.as_mut().map(|(_, source)| std::mem::take(&mut source.staged)),
-        }
-        .unwrap_or_default();
-        while !staged.is_empty() && self.takes(core, key) {
-            let (Some(feed), Some(item)) = (core.feed(key), staged.pop_front()) else { break };
-            feed.take(item, now);
-        }
-        let source = match key {
-            FeedKey::Live => self.source.as_mut(),
-            FeedKey::Replay(_) => self.replay.as_mut().map(|(_, source)| source),
-        };
-        if let Some(source) = source {
-            source.staged = staged;
-            let told = *key != FeedKey::Live || self.telling == 0;
-            if source.staged.is_empty() && source.is_settled() && told {
-                let position = source.position();
-                if let Some(feed) = core.feed(key) {
-                    feed.pass(position);
-                }
-            }
-        }
-    }
-
     /// What is on its way is given up when this gateway may no longer be the owner: whoever is sends it again.
     fn look_after_validity(&mut self) {
-        if self.posts.is_empty() || self.tools.members.valid() {
+        if self.posts.is_empty() || self.tools.members.holds(self.term) {
             return;
         }
         tracing::warn!(webhook = self.current.endpoint.id, "deliveries are given up: the lease ran out");
@@ -526,101 +376,5 @@ impl Courier {
             .members
             .valid_until()
             .map_or(at, |until| at.min(until.max(now + Duration::from_millis(50))))
-    }
-
-    /// Units that were given up and not announced when the gateway stopped.
-    fn buried(&self) -> Vec<(FeedKey, u64)> {
-        let core = self.live.core.lock();
-        let dead = |feed: &Feed| -> Vec<u64> {
-            feed.pending().filter(|unit| unit.dead).filter_map(|unit| unit.members.first().copied()).collect()
-        };
-        let replays = core.replays.iter().map(|(id, one)| (FeedKey::Replay(id.clone()), dead(&one.feed)));
-        let all = replays.chain([(FeedKey::Live, dead(&core.live))]);
-        all.flat_map(|(key, firsts)| firsts.into_iter().map(move |first| (key.clone(), first))).collect()
-    }
-
-    /// Tells the stream that a unit was given up; it leaves its feed when that is durable.
-    fn announce(&mut self, key: FeedKey, first: u64) {
-        let (tools, live, endpoint) = (self.tools.clone(), self.live.clone(), self.current.endpoint.clone());
-        self.errands.push(errand::bury(tools, live, endpoint, key, first).boxed());
-    }
-
-    fn returned(&mut self, errand: Errand) {
-        match errand {
-            Errand::Told | Errand::Disabled => {}
-            Errand::GapTold => self.telling -= 1,
-            Errand::ReplayBegins(replay) => self.begin(*replay),
-            Errand::Buried { key, first } => {
-                let mut core = self.live.core.lock();
-                let unit = core.feed(&key).and_then(|feed| feed.settle(first));
-                if let Some(unit) = unit {
-                    core.count(&key, &unit, End::DeadLettered);
-                }
-                drop(core);
-                self.close_replays();
-            }
-            Errand::ReplayClosed { id } => {
-                let mut core = self.live.core.lock();
-                core.replays.remove(&id);
-                core.changed = true;
-            }
-        }
-    }
-
-    /// A replay that was asked for, and has not ended meanwhile, begins.
-    fn begin(&mut self, replay: Replay) {
-        let now = Instant::now();
-        let mut core = self.live.core.lock();
-        if core.replays.contains_key(&replay.id) {
-            return;
-        }
-        let mut running = Running::new(replay.clone(), rules(&self.current.endpoint), now);
-        // An event that waits anyway is not sent twice.
-        running.exhausted = replay.seq.is_some_and(|seq| core.live.hurry(seq, now));
-        core.replays.insert(replay.id, running);
-        core.changed = true;
-        drop(core);
-        self.close_replays();
-    }
-
-    /// Writes the end of replays that are through, and of those that were cancelled.
-    fn close_replays(&mut self) {
-        let live = self.live.clone();
-        let mut core = live.core.lock();
-        let asked: Vec<&str> = self.current.replays.iter().map(|replay| replay.id.as_str()).collect();
-        // A position whose request is no more.
-        core.replays.retain(|id, running| running.is_known() || asked.contains(&id.as_str()));
-        let mut closed = Vec::new();
-        for (id, running) in &core.replays {
-            let is_cancelled = !asked.contains(&id.as_str());
-            if !running.is_known() || self.closing.contains(id) || !(running.is_done() || is_cancelled) {
-                continue;
-            }
-            let state = if is_cancelled { ReplayState::Cancelled } else { ReplayState::Done };
-            closed.push((id.clone(), running.progress, state));
-        }
-        drop(core);
-        for (id, progress, state) in closed {
-            self.closing.insert(id.clone());
-            if self.replay.as_ref().is_some_and(|(open, _)| *open == id) {
-                self.replay = None;
-            }
-            let webhook = self.current.endpoint.id.clone();
-            self.errands.push(errand::close_replay(self.tools.clone(), webhook, id, progress, state).boxed());
-        }
-    }
-}
-
-async fn next(source: &mut Option<Source>) -> Supply {
-    match source {
-        Some(source) => source.next().await,
-        None => std::future::pending().await,
-    }
-}
-
-async fn next_of(replay: &mut Option<(String, Source)>) -> Supply {
-    match replay {
-        Some((_, source)) => source.next().await,
-        None => std::future::pending().await,
     }
 }

@@ -18,6 +18,8 @@ pub const WAIT_MAX_S: u32 = 7 * 86_400;
 pub const BATCH_EVENTS_MAX: usize = 100;
 /// Secrets that sign at the same time, at most.
 pub const SECRETS_MAX: usize = 10;
+/// Requests begun in a second that a limit may allow.
+pub const RATE_MAX: u32 = 100_000;
 
 /// Parts of names of headers whose values are credentials, as far as one can tell.
 const CONFIDENTIAL: [&str; 6] = ["auth", "cookie", "key", "secret", "token", "password"];
@@ -167,6 +169,20 @@ pub struct SettingError {
     pub message: String,
 }
 
+/// Checks a limit of requests begun in a second, of an endpoint or of a replay.
+///
+/// # Errors
+/// [`SettingError`] where there is one and it is none of 1 to [`RATE_MAX`].
+pub fn check_rate(rate: Option<u32>) -> Result<(), SettingError> {
+    match rate {
+        Some(rate) if !(1..=RATE_MAX).contains(&rate) => Err(SettingError {
+            field: "rate_limit_per_second",
+            message: format!("rate_limit_per_second is 1 to {RATE_MAX}, not {rate}"),
+        }),
+        _ => Ok(()),
+    }
+}
+
 impl Settings {
     /// The defaults for a receiver.
     pub fn new(url: impl Into<String>, filter: Filter) -> Self {
@@ -196,14 +212,7 @@ impl Settings {
         if !(1..=256).contains(&self.max_in_flight) {
             return wrong("max_in_flight", format!("max_in_flight is 1 to 256, not {}", self.max_in_flight));
         }
-        if let Some(rate) = self.rate_limit_per_second
-            && !(1..=100_000).contains(&rate)
-        {
-            return wrong(
-                "rate_limit_per_second",
-                format!("rate_limit_per_second is 1 to 100000, not {rate}"),
-            );
-        }
+        check_rate(self.rate_limit_per_second)?;
         if let Some(BatchRule { max_events, max_wait_ms }) = self.batch {
             if !(2..=BATCH_EVENTS_MAX).contains(&max_events) {
                 return wrong(

@@ -1,27 +1,29 @@
 //! What may be asked of the webhooks: one core under REST, gRPC and the command line. Endpoints here, sending again in
-//! [`replays`], what became of events in [`deliveries`].
+//! [`replays`], what became of events in [`deliveries`], how endpoints do in [`shown`].
 //!
 //! Requests may reach any gateway. They write what is wanted, and whoever serves the endpoint does it; what they show
 //! comes from this gateway's memory where it serves the endpoint, else from the last checkpoint (200 ms old).
 
+mod answers;
 mod deliveries;
 mod replays;
+mod shown;
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use jiff::Timestamp;
 use serde_json::{Value, json};
-use tokio::time::{Duration, Instant};
+use tokio::time::Duration;
+
+pub use answers::{Deliveries, Delivery, ReplayRequest, ServiceError, Shown, Stats, Status, TestResult};
 
 use super::{
     ENDPOINTS_MAX, Tools,
     attempt::{Kind, Prepared},
     attempts::{self, Attempt},
     courier::Live,
-    endpoint::{Condition, Endpoint, LiveSecret, Private, SECRETS_MAX, SettingError, Settings},
-    feed::Saved,
+    endpoint::{Endpoint, LiveSecret, Private, SECRETS_MAX, Settings},
     signature::Secret,
-    store::{At, Checkpoint, Only, StoreError, Totals},
+    store::{At, Checkpoint, StoreError},
     verdict::{Verdict, judge},
 };
 use crate::{
@@ -36,220 +38,6 @@ const RACES_MAX: u32 = 8;
 pub const OVERLAP_MAX: Duration = Duration::from_secs(7 * 86_400);
 /// How long it does if nobody says otherwise.
 pub const OVERLAP: Duration = Duration::from_secs(86_400);
-
-/// Why something was not done.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ServiceError {
-    /// There is no such thing, or the caller may not know of it.
-    #[error("there is no {what} {id:?}")]
-    NotFound {
-        /// `webhook`, `replay` or `delivery`.
-        what: &'static str,
-        /// As asked.
-        id: String,
-    },
-    /// A field of the request.
-    #[error("{message}")]
-    Invalid {
-        /// Which.
-        field: String,
-        /// What is wrong.
-        message: String,
-        /// What to do.
-        hint: Option<String>,
-    },
-    /// The filter looks at what the token may not see.
-    #[error("{message}")]
-    ForbiddenField {
-        /// Which.
-        field: String,
-        /// Why.
-        message: String,
-    },
-    /// Not in this state.
-    #[error("{0}")]
-    Conflict(String),
-    /// A position that is not kept.
-    #[error("{message}")]
-    Expired {
-        /// Oldest position.
-        oldest: String,
-        /// Newest position.
-        newest: String,
-        /// What is wrong.
-        message: String,
-    },
-    /// So many are allowed.
-    #[error("{0}")]
-    Limit(String),
-    /// Not now.
-    #[error("{0}")]
-    Unavailable(String),
-}
-
-impl From<StoreError> for ServiceError {
-    fn from(error: StoreError) -> Self {
-        match error {
-            StoreError::Kv(KvError::Conflict) => {
-                Self::Conflict("somebody else changed it at the same time; try again".into())
-            }
-            other => {
-                tracing::warn!(error = %other, "a request for webhooks failed");
-                Self::Unavailable("the store of webhooks can't be used now".into())
-            }
-        }
-    }
-}
-
-impl From<SettingError> for ServiceError {
-    fn from(error: SettingError) -> Self {
-        Self::Invalid { field: error.field.to_owned(), message: error.message, hint: None }
-    }
-}
-
-impl From<crate::hub::Error> for ServiceError {
-    fn from(error: crate::hub::Error) -> Self {
-        match &error {
-            crate::hub::Error::Expired { oldest, newest, .. } => Self::Expired {
-                oldest: oldest.to_string(),
-                newest: newest.to_string(),
-                message: error.to_string(),
-            },
-            crate::hub::Error::Unavailable(_) => Self::Unavailable(error.to_string()),
-        }
-    }
-}
-
-/// An endpoint as shown.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Shown {
-    /// What was asked for.
-    pub endpoint: Arc<Endpoint>,
-    /// See [`Condition`].
-    pub condition: Condition,
-    /// Why, where it is not active.
-    pub reason: Option<String>,
-    /// Everything up to here is settled or pending.
-    pub cursor: String,
-    /// Events that are not settled.
-    pub pending: u64,
-}
-
-/// How an endpoint is doing.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Stats {
-    /// See [`Condition`].
-    pub condition: Condition,
-    /// Since when its receiver has been failing.
-    pub failing_since: Option<Timestamp>,
-    /// Positions of the log that have not been taken up, whether or not they match.
-    pub behind: u64,
-    /// Events taken up and not settled.
-    pub pending: u64,
-    /// Of these, events that have failed and wait.
-    pub waiting: u64,
-    /// Age of the oldest event that is not settled, seconds; 0 where none is.
-    pub lag_seconds: f64,
-    /// When the oldest one that is pending was first tried.
-    pub oldest_attempt_at: Option<Timestamp>,
-    /// Since it was made.
-    pub totals: Totals,
-    /// The gateway that serves it; empty where none does at the moment.
-    pub owner: String,
-}
-
-/// What a test event met.
-#[derive(Debug, Clone, PartialEq)]
-pub struct TestResult {
-    /// `webhook-id` of it.
-    pub id: String,
-    /// The receiver took it.
-    pub delivered: bool,
-    /// What was written down.
-    pub attempt: Attempt,
-}
-
-/// A replay that is asked for.
-#[derive(Debug, Clone, PartialEq, Default)]
-pub struct ReplayRequest {
-    /// First event observed at or after; None is everything kept.
-    pub since: Option<Timestamp>,
-    /// Only events observed before; None is up to now.
-    pub until: Option<Timestamp>,
-    /// Beside the endpoint's own.
-    pub filter: Filter,
-    /// See [`Only`].
-    pub only: Only,
-    /// Requests begun in a second, at most.
-    pub rate_limit_per_second: Option<u32>,
-    /// Only counts.
-    pub dry_run: bool,
-}
-
-/// A delivery: one event at one endpoint.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Delivery {
-    /// `dlv_` and the position of the event.
-    pub id: String,
-    /// The event, where it is known.
-    pub event_id: Option<String>,
-    /// See [`Status`].
-    pub status: Status,
-    /// Attempts made.
-    pub attempts: u32,
-    /// When the next is due.
-    pub next_attempt_at: Option<Timestamp>,
-    /// How the last one failed: a status, or what went wrong.
-    pub last_error: Option<String>,
-    /// When the last attempt was made, where that is known.
-    pub last_attempt_at: Option<Timestamp>,
-}
-
-/// Where a delivery stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Status {
-    /// Not tried yet, or on its way.
-    Pending,
-    /// Arrived.
-    Delivered,
-    /// It failed and is tried again.
-    Failed,
-    /// Given up.
-    DeadLettered,
-    /// Refused by the receiver for good.
-    Skipped,
-}
-
-impl Status {
-    /// All of them.
-    pub const ALL: [Self; 5] =
-        [Self::Pending, Self::Delivered, Self::Failed, Self::DeadLettered, Self::Skipped];
-
-    /// As spelled everywhere.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Pending => "pending",
-            Self::Delivered => "delivered",
-            Self::Failed => "failed",
-            Self::DeadLettered => "dead_lettered",
-            Self::Skipped => "skipped",
-        }
-    }
-
-    /// Reads the spelling.
-    pub fn parse(text: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|status| status.as_str() == text)
-    }
-}
-
-/// A page of deliveries, newest first.
-#[derive(Debug, Clone, PartialEq, Default)]
-pub struct Deliveries {
-    /// What was found.
-    pub deliveries: Vec<Delivery>,
-    /// Where to go on; None at the end.
-    pub next: Option<String>,
-}
 
 /// Asks; cheap to clone. See the head of this file.
 #[derive(Debug, Clone)]
@@ -270,6 +58,12 @@ impl Webhooks {
     #[cfg(test)]
     pub(super) fn live_of(&self, id: &str) -> Option<Arc<Live>> {
         self.live(id)
+    }
+
+    /// Endpoints that this gateway serves.
+    #[cfg(test)]
+    pub(super) fn served(&self) -> usize {
+        self.tools.lives.read().len()
     }
 
     #[cfg(test)]
@@ -293,80 +87,6 @@ impl Webhooks {
 
     fn live(&self, id: &str) -> Option<Arc<Live>> {
         self.tools.lives.read().get(id).cloned()
-    }
-
-    /// Where an endpoint stands: as it is, or as its owner last wrote.
-    async fn position(&self, id: &str) -> Result<Option<Checkpoint>, ServiceError> {
-        if let Some(live) = self.live(id) {
-            let (now, wall) = (Instant::now(), self.tools.clock.now());
-            let core = live.core.lock();
-            let saved = core.live.save(now, wall.as_microsecond());
-            return Ok(Some(Checkpoint {
-                owner: self.tools.members.me().to_owned(),
-                cursor: self.tools.hub.log().cursor_at(saved.cursor).to_string(),
-                live: saved,
-                seeks: core.seeks,
-                failing_since: core.failing_since,
-                replays: BTreeMap::new(),
-                totals: core.totals.clone(),
-            }));
-        }
-        Ok(self.tools.store.checkpoint(id).await?.map(|at| at.value))
-    }
-
-    fn condition(&self, endpoint: &Endpoint, position: Option<&Checkpoint>) -> (Condition, Option<String>) {
-        if let Some(disabled) = &endpoint.disabled {
-            return (Condition::Disabled, Some(disabled.reason.clone()));
-        }
-        if endpoint.paused {
-            return (Condition::Paused, None);
-        }
-        if self.tools.auth.named(&endpoint.created_by).is_none() {
-            let reason = format!("the token {:?} that made it is no longer valid", endpoint.created_by);
-            return (Condition::Suspended, Some(reason));
-        }
-        // What was allowed when it was made may not be any more.
-        if let Err(error) = self.tools.guard.check(&endpoint.url) {
-            return (Condition::Suspended, Some(error.to_string()));
-        }
-        if let Some(position) = position
-            && let Some(since) = position.failing_since
-        {
-            let last = position.totals.last_failure.as_ref().map_or("", |(_, how)| how.as_str());
-            return (Condition::Failing, Some(format!("since {since}: {last}")));
-        }
-        (Condition::Active, None)
-    }
-
-    async fn shown(&self, endpoint: Arc<Endpoint>) -> Result<Shown, ServiceError> {
-        let position = self.position(&endpoint.id).await?;
-        let (condition, reason) = self.condition(&endpoint, position.as_ref());
-        let pending = position.as_ref().map_or(0, |position| events_of(&position.live));
-        let cursor = position.map_or_else(String::new, |position| position.cursor);
-        Ok(Shown { endpoint, condition, reason, cursor, pending })
-    }
-
-    /// All endpoints that the caller may know of, by id.
-    ///
-    /// # Errors
-    /// [`ServiceError`].
-    pub async fn list(&self, principal: &Principal) -> Result<Vec<Shown>, ServiceError> {
-        let endpoints = self.tools.store.endpoints().await?;
-        let endpoints: Vec<_> = endpoints.into_iter().filter(|one| Self::may_see(principal, one)).collect();
-        let mut shown = Vec::with_capacity(endpoints.len());
-        for endpoint in endpoints {
-            shown.push(self.shown(Arc::new(endpoint)).await?);
-        }
-        Ok(shown)
-    }
-
-    /// One endpoint.
-    ///
-    /// # Errors
-    /// [`ServiceError`].
-    pub async fn get(&self, principal: &Principal, id: &str) -> Result<Shown, ServiceError> {
-        let found = self.found(principal, id).await?;
-        self.shown(Arc::new(found.value)).await
     }
 
     async fn check(&self, principal: &Principal, settings: &Settings) -> Result<(), ServiceError> {
@@ -668,40 +388,6 @@ impl Webhooks {
         Ok(TestResult { id: event_id, delivered, attempt })
     }
 
-    /// How an endpoint is doing.
-    ///
-    /// # Errors
-    /// [`ServiceError`].
-    pub async fn stats(&self, principal: &Principal, id: &str) -> Result<Stats, ServiceError> {
-        let found = self.found(principal, id).await?;
-        let position = self.position(id).await?;
-        let (condition, _) = self.condition(&found.value, position.as_ref());
-        let Some(position) = position else {
-            return Err(ServiceError::NotFound { what: "webhook", id: id.to_owned() });
-        };
-        let pending = &position.live.pending;
-        let settled = pending.first().and_then(|unit| unit.members.first());
-        let settled = settled.map_or(position.live.cursor, |first| first.saturating_sub(1));
-        let edge = self.tools.hub.edge().seq;
-        let oldest = pending.iter().filter_map(|unit| unit.first_attempt_us).min();
-        let is_quiet = pending.is_empty() && position.live.cursor >= edge;
-        Ok(Stats {
-            condition,
-            failing_since: position.failing_since,
-            behind: edge.saturating_sub(position.live.cursor),
-            pending: events_of(&position.live),
-            waiting: pending
-                .iter()
-                .filter(|unit| unit.attempts > 0)
-                .map(|unit| unit.members.len() as u64)
-                .sum(),
-            lag_seconds: if is_quiet { 0.0 } else { self.tools.lag_seconds(settled).unwrap_or(0.0) },
-            oldest_attempt_at: oldest.and_then(|us| Timestamp::from_microsecond(us).ok()),
-            totals: position.totals,
-            owner: position.owner,
-        })
-    }
-
     /// Removes what this gateway wrote down of attempts to deliver a SIM's events, answers included; gives how many
     /// attempts that were. The events themselves stay in the log.
     ///
@@ -731,10 +417,6 @@ impl Webhooks {
             hint: error.hint,
         })
     }
-}
-
-fn events_of(saved: &Saved) -> u64 {
-    saved.pending.iter().map(|unit| unit.members.len() as u64).sum()
 }
 
 fn is_name(id: &str) -> bool {

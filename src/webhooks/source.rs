@@ -30,6 +30,8 @@ pub struct Wanted {
 pub enum Supply {
     /// Events were staged, or none matched.
     Events,
+    /// So many events that a replay knew of are no longer kept; others may have been staged.
+    Gone(u64),
     /// A range that can't be read.
     Gap(Gap),
     /// Nothing follows.
@@ -142,8 +144,9 @@ impl Source {
             Kind::One { seq, .. } => match self.hub.items(vec![seq], self.wanted.policy.clone()).await {
                 Ok(items) => {
                     self.kind = Kind::One { seq, done: true };
+                    let gone = gone(&items);
                     self.staged.extend(items.into_iter().flatten());
-                    Supply::Events
+                    gone
                 }
                 Err(error) => Supply::Failed(error),
             },
@@ -193,7 +196,7 @@ impl Source {
                         .filter(|seq| *seq > *from && *seq <= *to);
                     *told = Some(seqs.collect());
                 }
-                Delivery::Gap(_) => return Supply::Events,
+                Delivery::Gap(gap) => return Supply::Gap(gap),
                 Delivery::CaughtUp(_) => return Supply::End,
                 Delivery::Failed(error) => return Supply::Failed(error),
             }
@@ -207,12 +210,21 @@ impl Source {
                             && narrower.as_ref().is_none_or(|narrower| narrower.matches(&keys))
                     })
                 };
+                let gone = gone(&items);
                 self.staged.extend(items.into_iter().flatten().filter(fits));
                 *told = None;
-                Supply::Events
+                gone
             }
             Err(error) => Supply::Failed(error),
         }
+    }
+}
+
+/// Tells how many of the events asked for are there no more.
+fn gone(items: &[Option<Item>]) -> Supply {
+    match items.iter().filter(|item| item.is_none()).count() as u64 {
+        0 => Supply::Events,
+        events => Supply::Gone(events),
     }
 }
 

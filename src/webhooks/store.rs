@@ -108,6 +108,9 @@ pub struct Progress {
     pub dead_lettered: u64,
     /// Neither: no longer kept, or refused by the receiver for good.
     pub skipped: u64,
+    /// Positions of the log that were gone before they were read, whether or not their events matched.
+    #[serde(default)]
+    pub lost: u64,
 }
 
 /// What an endpoint's owner has counted since it was made.

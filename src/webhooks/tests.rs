@@ -1,7 +1,9 @@
 //! Webhooks from end to end: a log, a hub, the real way out, receivers that misbehave.
 
 mod gateways;
+mod kept;
 mod long;
+mod positions;
 mod rig;
 
 use std::{

@@ -10,6 +10,7 @@ mod demo;
 mod doctor;
 mod document;
 mod drain;
+mod examples;
 mod migrate;
 mod nats_accounts;
 mod nats_clients;

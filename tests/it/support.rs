@@ -116,6 +116,8 @@ impl World {
             // Receivers of webhooks are on this machine; gateways that share a bus share the key.
             ("WEBHOOKS__ALLOWED_NETWORKS", "127.0.0.0/8".to_owned()),
             ("WEBHOOKS__SECRET_KEY", "5a".repeat(32)),
+            // Most tests compare what the log holds with what upstream listed.
+            ("UPSTREAM__SESSIONS", "false".to_owned()),
         ]
         .into_iter()
         .chain(bus)

@@ -1,6 +1,11 @@
 //! Webhooks of whole gateways: to a receiver here, to the receivers of `docs/WEBHOOKS.md` with the official libraries,
 //! and over kills of the real process.
 
+mod document_in_rust;
+mod handover;
+mod moved;
+mod policy;
+
 use std::{
     collections::BTreeSet,
     net::SocketAddr,

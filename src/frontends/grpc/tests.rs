@@ -27,7 +27,7 @@ use tonic::transport::{Channel, Endpoint};
 use super::*;
 use crate::{
     auth::{self, Auth, CookieSessions, Roles, Tickets, TokenConfig},
-    bus::{Bus as _, embedded::Embedded},
+    bus::{Bus, embedded::Embedded},
     clock::{SharedClock, TokioClock},
     event::{Cursor, Event, Filter, FilterLimits, Iccid, Predicate, identity::Identity},
     frontends::{
@@ -122,7 +122,7 @@ impl Drop for Gateway {
 impl Gateway {
     fn start(setup: Setup) -> Self {
         let clock: SharedClock = Arc::new(TokioClock::starting_at(time(0)));
-        let bus = Embedded::in_memory(Arc::clone(&clock));
+        let bus: Arc<dyn Bus> = Embedded::in_memory(Arc::clone(&clock));
         let hub = Hub::new(crate::hub::Config::default(), bus.log().clone());
         let (upstream, status) = watch::channel(Arc::default());
         let stop_hub = CancellationToken::new();
@@ -133,6 +133,7 @@ impl Gateway {
         let (sims, registry) = open(Default::default(), bus.log(), Arc::clone(&clock));
         tokio::spawn(registry.run(stop_hub.clone()));
         let context = Context::new(Parts {
+            lookup: crate::frontends::tests_support::nobody(&bus, &status, &clock),
             hub,
             bus,
             status,

@@ -260,6 +260,7 @@ fn wire_replay(replay: &store::Replay) -> proto::Replay {
         skipped: replay.progress.skipped,
         created_at: Some(protobuf::timestamp(replay.created_at)),
         ended_at: replay.ended_at.map(protobuf::timestamp),
+        lost: replay.progress.lost,
     }
 }
 

@@ -1,5 +1,6 @@
 //! The table of routes. The router is built from it and so is `/openapi.json`: what is documented is what runs.
 
+mod lookup;
 mod sims;
 mod webhooks;
 
@@ -366,6 +367,12 @@ pub const TABLE: &[Route] = &[
     },
     sims::LIST,
     sims::GET,
+    lookup::ACCOUNT_ACTIVITY,
+    lookup::SIM_ACTIVITY,
+    lookup::SIM_SESSIONS,
+    lookup::DEVICE_SIM,
+    lookup::DEVICE_ACTIVITY,
+    lookup::DEVICE_SESSIONS,
     webhooks::LIST,
     webhooks::CREATE,
     webhooks::GET,

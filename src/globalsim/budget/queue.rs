@@ -101,7 +101,7 @@ impl Inner {
                 if ready_at != Some(now) {
                     break ready_at;
                 }
-                let Some((class, waiter)) = state.next_waiter(now) else { break None };
+                let Some((class, waiter)) = state.next_waiter(now) else { break state.table.next_free() };
                 match state.take(class, now) {
                     Some(index) => granted.push((waiter, Slot { gate: Arc::clone(self), index })),
                     None => state.waiting[class.index()].push_front(waiter),
@@ -173,19 +173,26 @@ impl State {
             && self.waiting.iter().all(VecDeque::is_empty)
     }
 
+    /// Whether a class may have one of the slots that are left: the last ones are not for details, of which a busy fleet
+    /// wants more than there are.
+    pub fn may_take(&self, class: Class) -> bool {
+        let allowance = self.pace.allowance();
+        class != Class::Details || self.table.used_total() + allowance / SPARE_SHARE < allowance
+    }
+
     /// By the scheme at the head of [`super`].
     fn next_waiter(&mut self, now: Instant) -> Option<(Class, Waiter)> {
         let (allowance, used) = (self.pace.allowance(), self.table.used());
-        let heads = Class::ALL.into_iter().filter_map(|class| {
-            let head = self.waiting[class.index()].front()?;
-            Some((class, head.ticket))
-        });
         // A floor is a pace, not a heap: a class that comes with none of it used does not go first until all is.
         let is_due = |class: Class| {
             let every = MINUTE / class.floor(allowance);
             self.granted_at[class.index()].is_none_or(|at| now.saturating_duration_since(at) >= every)
         };
         let below_floor = |class: Class| used[class.index()] < class.floor(allowance) && is_due(class);
+        let heads = Class::ALL.into_iter().filter_map(|class| {
+            let head = self.waiting[class.index()].front()?;
+            (self.may_take(class) || below_floor(class)).then_some((class, head.ticket))
+        });
         // Below a floor the ticket decides, beyond the order of classes.
         let (class, _) = heads.min_by_key(|(class, ticket)| match below_floor(*class) {
             true => (0, *ticket, *class),

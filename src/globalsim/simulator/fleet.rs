@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::operators::{Attachment, NETWORK_TYPES, NetworkShape, OPERATORS, Operator};
-use super::sessions::{Sessions, decimal, rfc3339};
+use super::sessions::{SessionTruth, Sessions, decimal, rfc3339};
 
 /// Device ids that customers could choose and that break careless code; each gets a number appended.
 const ODD_DEVICE_IDS: [&str; 5] = ["kjøleskap nord ", "rig/3/", "søppel*>日本.", "50%2Foff?#", "a b&c="];
@@ -236,6 +236,11 @@ impl Fleet {
         self.sims[to].device = Some(Device { id: id.clone(), name, linked_at_s: now_s });
         self.by_device.insert(id, to);
         true
+    }
+
+    /// The sessions of all SIMs.
+    pub(super) fn sessions(&self) -> Vec<SessionTruth> {
+        self.sims.iter().flat_map(|sim| sim.sessions.truth(&sim.iccid)).collect()
     }
 
     /// Everyone, in order of creation.

@@ -64,6 +64,21 @@ pub(super) struct SessionsShape {
     summary: Summary,
 }
 
+/// One session as it really is, for test drivers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, serde::Deserialize)]
+pub struct SessionTruth {
+    /// SIM.
+    pub iccid: String,
+    /// Upstream's id.
+    pub session_id: String,
+    /// RFC 3339.
+    pub start_time: String,
+    /// RFC 3339; None while open.
+    pub end_time: Option<String>,
+    /// Upload and download in tenths of a megabyte.
+    pub total_tenths: u64,
+}
+
 /// Seconds since the epoch as RFC 3339 in UTC.
 pub(super) fn rfc3339(seconds: i64) -> String {
     Timestamp::from_second(seconds).unwrap_or(Timestamp::UNIX_EPOCH).to_string()
@@ -144,6 +159,17 @@ impl Sessions {
             last.upload_tenths += upload_tenths;
             last.download_tenths += download_tenths;
         }
+    }
+
+    /// All of them, oldest first.
+    pub(super) fn truth(&self, iccid: &str) -> impl Iterator<Item = SessionTruth> {
+        self.0.iter().map(move |session| SessionTruth {
+            iccid: iccid.to_owned(),
+            session_id: session.id.clone(),
+            start_time: rfc3339(session.start_s),
+            end_time: session.end_s.map(rfc3339),
+            total_tenths: session.total_tenths(),
+        })
     }
 
     /// One page, newest first; `days` filters by start time, `total` and `summary` cover all that match.

@@ -14,13 +14,14 @@ use super::Via;
 use crate::{
     bus::{AppendError, Appended, Bus, Fence, NewEvent},
     clock::SharedClock,
-    event::{Flag, Flags, Provenance, identity::details_id},
+    event::{Event, Flag, Flags, Provenance, identity::details_id},
     globalsim::wire::Row,
     ingest::{
         DetailsMode,
         board::Board,
         details::{Details, Goal, Partial, Want},
         names,
+        sims::Roster,
         upstream::Upstream,
     },
     sabotage::{self, Bug},
@@ -70,6 +71,8 @@ pub enum Work {
     Batch(Batch),
     /// One of the gateway's own, to append.
     Announce(Box<NewEvent>),
+    /// Made of other data, to append.
+    Derived(Vec<NewEvent>, Via),
     /// To show when all before is durable.
     Seen(Timestamp),
     /// To answer when all before is durable.
@@ -88,6 +91,7 @@ pub struct Writer {
     pub board: Arc<Board>,
     pub clock: SharedClock,
     pub upstream: Arc<Upstream>,
+    pub roster: Arc<Roster>,
 }
 
 impl Writer {
@@ -105,6 +109,7 @@ impl Writer {
                 work = queue.recv() => match work {
                     Some(Work::Batch(batch)) => self.batch(batch).await?,
                     Some(Work::Announce(event)) => self.append(vec![*event], Via::Sweep).await?,
+                    Some(Work::Derived(events, via)) => self.append(events, via).await?,
                     Some(Work::Seen(at)) => self.seen(at),
                     Some(Work::Settle(done)) => {
                         // Whoever asked may have been stopped meanwhile.
@@ -141,6 +146,7 @@ impl Writer {
                 }
             }
             let mut event = row.into_event(&self.source, id, flags);
+            self.add_device(&mut event);
             event.provenance = Some(provenance);
             events.push(NewEvent { event, identity, content });
         }
@@ -161,10 +167,21 @@ impl Writer {
             kept.insert(Flag::Enriched);
             let (identity, content) = (row.identity_hash(), row.content);
             let mut event = row.into_event(&self.source, details_id(&id), kept);
+            self.add_device(&mut event);
             event.provenance = Some(provenance);
             NewEvent { event, identity, content }
         });
         self.append(events.collect(), Via::Details).await
+    }
+
+    /// The device that is known where upstream names none, marked as not upstream's.
+    fn add_device(&self, event: &mut Event) {
+        if event.device_id.is_none()
+            && let Some(device) = event.iccid.as_ref().and_then(|iccid| self.roster.device_of(iccid))
+        {
+            event.device_id = Some(device.as_ref().to_owned());
+            event.extra.insert("derived".to_owned(), vec!["device_id"].into());
+        }
     }
 
     /// Appends; comes back when it is durable. The same batch is tried until the log takes it.

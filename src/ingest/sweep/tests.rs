@@ -118,6 +118,7 @@ async fn session(rig: &Rig, tasks: &mut JoinSet<()>) -> Session {
         limits: Limits { origin, ids_kept: SignedDuration::from_hours(24 * 7) },
         stopping: CancellationToken::new(),
         fence: None,
+        roster: Arc::default(),
     };
     let clock = Arc::clone(&rig.clock);
     let (intake, details, writer) =

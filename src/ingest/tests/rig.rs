@@ -43,7 +43,7 @@ const PATIENCE: Duration = Duration::from_secs(3_600);
 /// When every test begins: just before noon, so that most see one day only.
 const START: &str = "2025-11-05T11:30:00Z";
 
-pub(in crate::ingest) struct Rig {
+pub(crate) struct Rig {
     pub sim: simulator::Handle,
     pub bus: Arc<dyn Bus>,
     pub clock: SharedClock,
@@ -58,7 +58,7 @@ pub(in crate::ingest) struct Rig {
     pub gate: Option<Gate>,
 }
 
-pub(in crate::ingest) struct Run {
+pub(crate) struct Run {
     pub status: StatusReceiver,
     shutdown: CancellationToken,
     task: JoinHandle<Result<(), Error>>,
@@ -72,7 +72,7 @@ impl Drop for Run {
 }
 
 /// One event of the log: its id and its JSON.
-pub(in crate::ingest) struct Logged {
+pub(crate) struct Logged {
     pub id: String,
     pub body: Value,
     /// When it was appended.
@@ -114,7 +114,8 @@ impl Rig {
         Self {
             sim,
             bus,
-            config: Config::default(),
+            // What is not activity would be in the way of comparing the log with it.
+            config: Config { sessions: false, ..Config::default() },
             budget: budget.requests_per_minute,
             key,
             timeouts: (client.total_timeout, client.body_timeout),
@@ -354,7 +355,7 @@ impl Bus for Attended {
 }
 
 /// An account in which nothing happens unless a test makes it, with a few hundred rows of past.
-pub(in crate::ingest) fn quiet() -> simulator::Config {
+pub(crate) fn quiet() -> simulator::Config {
     simulator::Config {
         events_per_second: 0.0,
         history: Duration::from_secs(80_000),

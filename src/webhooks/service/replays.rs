@@ -8,6 +8,7 @@ use crate::{
     event::Predicate,
     log::{Direction, ReadRequest},
     webhooks::{
+        endpoint::check_rate,
         notices,
         source::dead_letters,
         store::{At, Only, Progress, Replay, ReplayState},
@@ -41,12 +42,7 @@ impl Webhooks {
         {
             return Err(invalid("until", "until must be after since".into()));
         }
-        if let Some(rate) = request.rate_limit_per_second
-            && !(1..=100_000).contains(&rate)
-        {
-            let message = format!("rate_limit_per_second is 1 to 100000, not {rate}");
-            return Err(invalid("rate_limit_per_second", message));
-        }
+        check_rate(request.rate_limit_per_second)?;
         let log = self.tools.hub.log().clone();
         let position_at = |time: Timestamp| {
             let log = log.clone();

@@ -42,6 +42,7 @@ pub(super) struct Rig {
     auth: Arc<Auth>,
     clock: SharedClock,
     attempts: Attempts,
+    script: Option<Script>,
     supervisor: Mutex<Option<Supervisor>>,
     current: Mutex<Webhooks>,
     pub(super) webhooks: Webhooks,
@@ -74,6 +75,13 @@ impl Serving {
     pub(super) async fn kill(self) {
         self.task.abort();
         let _ = self.task.await;
+    }
+}
+
+/// Where receivers are a function.
+fn answer_by(parts: &mut Parts, script: Option<&Script>) {
+    if let Some(script) = script {
+        parts.outbound = Outbound::scripted(outbound::Config::new(parts.guard.clone()), script.clone());
     }
 }
 
@@ -115,7 +123,16 @@ impl Rig {
     }
 
     fn build_with(tokens: Vec<TokenConfig>, clock: SharedClock, script: Option<Script>) -> Self {
-        let bus: Arc<dyn Bus> = Embedded::in_memory(clock.clone());
+        Self::on(Embedded::in_memory(clock.clone()), tokens, clock, script)
+    }
+
+    /// On a bus of the test's own.
+    pub(super) fn on(
+        bus: Arc<dyn Bus>,
+        tokens: Vec<TokenConfig>,
+        clock: SharedClock,
+        script: Option<Script>,
+    ) -> Self {
         let hub = Hub::new(hub::Config::default(), bus.log().clone());
         let stop_hub = CancellationToken::new();
         tokio::spawn(hub.clone().run(stop_hub.clone()));
@@ -125,12 +142,10 @@ impl Rig {
         let admin = if is_open { Principal::anonymous() } else { (*auth.named("admin").unwrap()).clone() };
         let mut parts = Parts::in_memory(hub.clone(), bus.clone(), auth.clone(), clock.clone()).unwrap();
         parts.attempts = attempts.clone();
-        if let Some(script) = script {
-            parts.outbound = Outbound::scripted(outbound::Config::new(parts.guard.clone()), script);
-        }
+        answer_by(&mut parts, script.as_ref());
         let (webhooks, supervisor) = webhooks::new(parts);
         let (supervisor, current) = (Mutex::new(Some(supervisor)), Mutex::new(webhooks.clone()));
-        Self { bus, hub, auth, clock, attempts, supervisor, current, webhooks, admin, stop_hub }
+        Self { bus, hub, auth, clock, attempts, script, supervisor, current, webhooks, admin, stop_hub }
     }
 
     pub(super) fn principal(&self, name: &str) -> Principal {
@@ -139,9 +154,10 @@ impl Rig {
 
     /// Another process on the same bus.
     pub(super) fn reopen(&self) {
-        let parts =
+        let mut parts =
             Parts::in_memory(self.hub.clone(), self.bus.clone(), self.auth.clone(), self.clock.clone())
                 .unwrap();
+        answer_by(&mut parts, self.script.as_ref());
         let (webhooks, supervisor) =
             webhooks::new(Parts { attempts: self.attempts.clone(), seed: fastrand::u64(..), ..parts });
         *self.supervisor.lock() = Some(supervisor);
@@ -153,6 +169,10 @@ impl Rig {
         let (draining, stop) = (CancellationToken::new(), CancellationToken::new());
         let task = tokio::spawn(supervisor.run(draining.clone(), stop.clone()));
         Serving { draining, stop, task }
+    }
+
+    pub(super) fn bus(&self) -> &Arc<dyn Bus> {
+        &self.bus
     }
 
     fn now(&self) -> MutexGuard<'_, Webhooks> {

@@ -1,6 +1,7 @@
 //! The schemas of `/openapi.json`, written by hand: events leave as bytes that no type describes. Tests compare them
 //! with what the gateway really answers.
 
+mod lookup;
 mod sims;
 mod webhooks;
 
@@ -27,6 +28,9 @@ pub fn all() -> Value {
             ("gap", reference("Gap")),
             ("warnings", json!({"type": "array", "items": {"type": "string"}})),
         ]),
+        "Activity": lookup::activity(),
+        "Sessions": lookup::sessions(),
+        "DeviceSim": lookup::device_sim(),
         "Stream": stream(),
         "Trace": trace(),
         "Subscribers": subscribers(),
@@ -325,6 +329,13 @@ fn stream() -> Value {
             ("budget", json!({})),
             ("completeness", json!({"type": "object", "additionalProperties": verdict})),
             ("completeness_details", json!({"type": "object", "additionalProperties": judged})),
+            (
+                "sims",
+                described(
+                    json!({}),
+                    "How far the sessions of SIMs are read, and how old they may become; null where they are not read.",
+                ),
+            ),
             ("quarantined", described(json!({"type": "integer"}), "Rows and events that can't be stored.")),
             ("quarantine", quarantine),
         ],

@@ -113,7 +113,7 @@ pub fn replay(replay: &Replay) -> Value {
         ReplayState::Done => "done",
         ReplayState::Cancelled => "cancelled",
     };
-    let Progress { delivered, dead_lettered, skipped } = replay.progress;
+    let Progress { delivered, dead_lettered, skipped, lost } = replay.progress;
     json!({
         "replay_id": replay.id,
         "state": state,
@@ -121,6 +121,7 @@ pub fn replay(replay: &Replay) -> Value {
         "delivered": delivered,
         "dead_lettered": dead_lettered,
         "skipped": skipped,
+        "lost": lost,
         "only": replay.only,
         "filter": replay.filter,
         "rate_limit_per_second": replay.rate_limit_per_second,

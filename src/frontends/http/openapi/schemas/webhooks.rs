@@ -92,6 +92,10 @@ pub(super) fn replay() -> Value {
             ("delivered", integer()),
             ("dead_lettered", integer()),
             ("skipped", integer()),
+            (
+                "lost",
+                described(integer(), "Log positions that were gone before they were read, matching or not."),
+            ),
             ("only", json!({"type": "string", "enum": ["all", "failed"]})),
             ("filter", json!({"type": "object"})),
             ("rate_limit_per_second", nullable("integer")),

@@ -4,10 +4,8 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use crate::{
-    event::{Cursor, GapReason, Predicate},
-    log::{Direction, Hole, Log, ReadError, ReadPage, ReadRequest},
-};
+use super::{Direction, Hole, Log, ReadError, ReadPage, ReadRequest};
+use crate::event::{Cursor, GapReason, Predicate};
 
 /// Events and bytes of one page.
 const PAGE_EVENTS: usize = 1_024;
