@@ -10,8 +10,15 @@ use simcast::{
         self, Context, Limits, Parts, Registry, WebConfig,
         listener::{Deadlines, Listener, Protocol, Serve},
     },
+    globalsim::{
+        KeySource, Secret,
+        budget::{BudgetConfig, Gate},
+        client::{self, Client},
+    },
     hub::{self, Hub},
     ingest::Status,
+    lookup::Lookup,
+    views::registry,
     webhooks,
 };
 use tokio::sync::{mpsc, watch};
@@ -37,11 +44,20 @@ async fn serve() -> Result<(), Box<dyn Error>> {
     let auth = Arc::new(Auth::new(auth::Config::default(), clock.clone()));
     let parts = webhooks::Parts::in_memory(hub.clone(), bus.clone(), auth.clone(), clock.clone())?;
     let (webhooks, _) = webhooks::new(parts);
+    let (sims, _) = registry::open(registry::Config::default(), bus.log(), clock.clone());
+    let gate = Gate::open(BudgetConfig::default(), clock.clone())?;
+    // Nobody is asked.
+    let upstream = client::Config::new("http://127.0.0.1:9", KeySource::Inline(Secret::new("key")?));
+    let client = Client::new(upstream, gate, clock.clone())?;
+    let lookup = Arc::new(Lookup::new(&client, bus.clone(), receiver.clone(), clock.clone()));
     let context = Context::new(Parts {
         hub: hub.clone(),
         bus: bus.clone(),
         status: receiver,
         webhooks,
+        lookup,
+        sims,
+        sim_tokens: registry::Tokens::new(&[0; 32]),
         auth,
         tickets: Arc::new(Tickets::new(clock.clone())),
         sessions: Arc::new(CookieSessions::new(clock.clone())),
