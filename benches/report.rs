@@ -15,9 +15,8 @@ use std::{
 use jiff::{SignedDuration, Timestamp};
 use simcast::{
     event::{Event, Iccid, Network, Predicate, Session, StoredEvent},
-    log::{Entry, Log, Options},
+    log::{Entry, Log, Options, follow::Follower},
     views::{
-        follow::Follower,
         report::{Interval, Period, Query, compute},
         rollup::{Config, Rollup},
     },

@@ -130,9 +130,8 @@ fn plain(specs: &[Spec], sim: usize) -> Value {
     let mine = |n: &usize| specs[*n].sim == sim;
     let mut order: Vec<usize> = (0..specs.len()).collect();
     order.sort_by_key(|n| (when(*n), *n));
-    let newest = |test: &dyn Fn(&Spec) -> bool| {
-        order.iter().copied().filter(mine).filter(|n| test(&specs[*n])).next_back()
-    };
+    let newest =
+        |test: &dyn Fn(&Spec) -> bool| order.iter().copied().filter(mine).rfind(|n| test(&specs[*n]));
     let kind = |spec: &Spec| TYPES[spec.kind];
     let last = newest(&|spec| kind(spec) != "sim_linked");
     let online = newest(&|spec| {
@@ -146,8 +145,8 @@ fn plain(specs: &[Spec], sim: usize) -> Value {
         let previous = usize::from(spec.session.0) % 3;
         kind(spec) == "sim_linked" && spec.sim != sim && previous == sim && known_at(n)
     };
-    let device = order.iter().copied().filter(|n| (mine(n) && specs[*n].device.is_some()) || taken(*n));
-    let device = device.last().filter(mine).and_then(|n| Some((n, specs[n].device?)));
+    let device = order.iter().copied().rfind(|n| (mine(n) && specs[*n].device.is_some()) || taken(*n));
+    let device = device.filter(mine).and_then(|n| Some((n, specs[n].device?)));
     let msisdn = newest(&|spec| spec.msisdn.is_some());
     let network = newest(&|spec| spec.network.is_some());
     let reported = newest(&|spec| kind(spec) == "data_usage_update");
@@ -158,7 +157,7 @@ fn plain(specs: &[Spec], sim: usize) -> Value {
         session.1 |= kind(&specs[n]) == "session_ended";
     }
     let sum: u32 = sessions.values().map(|session| session.0).sum();
-    let open = sessions.iter().filter(|(_, session)| !session.1).next_back();
+    let open = sessions.iter().rfind(|(_, session)| !session.1);
     let mut derived = Vec::new();
     let sources = [("device_id", device.map(|found| found.0)), ("msisdn", msisdn), ("network", network)];
     derived.extend(sources.iter().filter(|(_, n)| n.is_some() && *n != last).map(|(name, _)| *name));
