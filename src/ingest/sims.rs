@@ -1,7 +1,7 @@
 //! What upstream knows of SIMs and devices besides activity: read beside the tail, told as events.
 //!
 //! One task follows the log, so that it learns of SIMs and devices from whoever found them, and takes turns: it reads
-//! the sessions of the SIM that [`schedule`] names, and what is new of them ([`diff`]) is appended like all else; now
+//! the sessions of the SIM that [`schedule`] names, and what is new of them (`diff`) is appended like all else; now
 //! and then it looks up which SIM is in a device, and a device that moved to another SIM is told as `sim_linked`. What
 //! was told is kept ([`record`]) after it is durable, so a crash repeats a read and never an event.
 //!

@@ -52,7 +52,7 @@ pub struct Tombstone {
     pub(crate) identity: u64,
     /// As it was given to append.
     pub(crate) content: u32,
-    /// [`id_hash`](crate::event::identity::id_hash) of its id.
+    /// [`id_hash`] of its id.
     pub(crate) id: u128,
     /// Of its id, for cursors.
     pub(crate) tag: u32,

@@ -6,12 +6,13 @@ use std::{
 };
 
 use jiff::{Timestamp, civil::Date, tz::TimeZone};
-use serde_json::{Number, Value};
+use serde_json::Value;
 
 use super::{Error, Found, Of, Paging, Question, What};
 use crate::{
     event::{Event, Filter, FilterLimits, Predicate, Session, json},
     log::{Direction, Log, ReadError, ReadRequest},
+    views::megabytes::Megabytes,
 };
 
 /// Events looked through for one answer; what lies deeper is left out, and the answer says so.
@@ -180,46 +181,12 @@ fn page(found: &mut Found, rows: Vec<Event>, paging: Paging) {
 /// `summary` as the API document has it.
 fn summary(sessions: &[&Event]) -> Value {
     let of = |row: &&Event| row.session.clone().unwrap_or_default();
-    let total = sum(sessions.iter().filter_map(|row| of(row).total_mb));
+    let amounts = sessions.iter().filter_map(|row| Megabytes::of(&of(row).total_mb?));
+    let total = amounts.fold(Megabytes::default(), Megabytes::plus).to_number();
     let seconds: i64 = sessions.iter().filter_map(|row| of(row).duration_seconds).sum();
     serde_json::json!({
         "total_sessions": sessions.len(),
         "total_data_mb": total,
         "average_session_duration_seconds": seconds.checked_div(sessions.len() as i64).unwrap_or(0),
     })
-}
-
-/// Adds decimal numbers exactly, to the sixth digit behind the point.
-fn sum(numbers: impl Iterator<Item = Number>) -> Option<Number> {
-    let micro = |number: Number| -> Option<i128> {
-        let text = number.to_string();
-        let (whole, rest) = text.split_once('.').unwrap_or((&text, ""));
-        let digits: String = rest.chars().chain("000000".chars()).take(6).collect();
-        let part: i128 = digits.parse().ok()?;
-        let size = whole.trim_start_matches('-').parse::<i128>().ok()?.checked_mul(1_000_000)? + part;
-        Some(if whole.starts_with('-') { -size } else { size })
-    };
-    let total: i128 = numbers.filter_map(micro).sum();
-    let sign = if total < 0 { "-" } else { "" };
-    let (whole, part) = (total.unsigned_abs() / 1_000_000, total.unsigned_abs() % 1_000_000);
-    let text = format!("{sign}{whole}.{part:06}");
-    let text = text.trim_end_matches('0').trim_end_matches('.');
-    serde_json::from_str(text).ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sums_are_exact() {
-        let numbers = |texts: &[&str]| {
-            let parsed: Vec<Number> = texts.iter().map(|text| serde_json::from_str(text).unwrap()).collect();
-            sum(parsed.into_iter()).unwrap().to_string()
-        };
-        assert_eq!(numbers(&["47.8", "65.3"]), "113.1");
-        assert_eq!(numbers(&["0.1", "0.2"]), "0.3");
-        assert_eq!(numbers(&["10", "-0.5", "0.000001"]), "9.500001");
-        assert_eq!(numbers(&[]), "0");
-    }
 }

@@ -119,6 +119,46 @@ async fn the_monitor_prints_what_the_original_prints_and_goes_on() {
     gateway.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_report_counts_what_the_original_does_not_see() {
+    let world = World::quiet().await;
+    let gateway = world.gateway().await;
+    let fleet = world.sim.fleet();
+    for n in 0..330 {
+        let event_type = if n % 3 == 0 { "disconnection" } else { "connection" };
+        world.sim.inject(event(&fleet[n % 7].iccid, event_type));
+    }
+    settled(&world, gateway.http).await;
+    let original = python()
+        .arg(file("tests/clients/document/report.py"))
+        .args([&api(&world), DEFAULT_API_KEY])
+        .kill_on_drop(true)
+        .output();
+    let original = tokio::time::timeout(PATIENCE, original).await.expect("it hangs").unwrap();
+    // It asks for 1,000 rows where 100 are allowed: an error, or at best the first hundred.
+    let total = String::from_utf8_lossy(&original.stdout)
+        .lines()
+        .find_map(|line| line.strip_prefix("Total events: ")?.parse::<u64>().ok());
+    assert!(!original.status.success() || total == Some(100), "{total:?}");
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    let ours = loop {
+        let ours = printed(
+            python()
+                .arg(file("docs/examples/report.py"))
+                .env("SIMCAST_URL", format!("http://{}", gateway.http)),
+        )
+        .await;
+        if ours.contains("Total events: 330\n") || tokio::time::Instant::now() > deadline {
+            break ours;
+        }
+    };
+    let rows: Vec<Vec<&str>> = ours.lines().map(|line| line.split_whitespace().collect()).collect();
+    for wanted in [["connection", "220"], ["disconnection", "110"], [&fleet[0].iccid, "48"]] {
+        assert!(rows.iter().any(|row| row == &wanted), "{wanted:?}: {ours}");
+    }
+    gateway.stop().await;
+}
+
 /// The original is run by `document`: it prints everything again with each poll, and loses what exceeds ten rows.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_real_time_loop_prints_each_event_once_over_restarts_of_the_gateway() {
