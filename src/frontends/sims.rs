@@ -5,10 +5,14 @@
 
 use std::sync::Arc;
 
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
 use crate::{
     auth::Principal,
     event::{Filter, Iccid, policy::FieldRule},
     frontends::{ApiError, Code, Context},
+    ingest::sims::record::{self, DeviceRecord, SimRecord},
     views::registry::{Found, Place, Presence, Query, Sim, Sort},
 };
 
@@ -104,6 +108,46 @@ pub async fn find(context: &Context, principal: &Arc<Principal>, iccid: &str) ->
     })?;
     found.sim = found.sim.under(principal.policy.as_deref());
     Ok(found)
+}
+
+/// How old what is known of a SIM's sessions is, and how old it may become; its device, as it was last looked up. As
+/// the gateway that polls has noted it.
+///
+/// # Errors
+/// [`Code::Unavailable`].
+pub async fn looked_up(context: &Context, iccid: &str, sim: &Sim) -> Result<Value, ApiError> {
+    let key = format!("{}{iccid}", record::SIM);
+    let read = record::load::<SimRecord>(&context.bus, &key);
+    let device = async {
+        match &sim.device_id {
+            Some(id) => record::load::<DeviceRecord>(&context.bus, &format!("{}{id}", record::DEVICE)).await,
+            None => Ok(None),
+        }
+    };
+    let (read, device) = tokio::try_join!(read, device)
+        .map_err(|error| ApiError::new(Code::Unavailable, format!("the store can't be read: {error}")))?;
+    let read_at = read.and_then(|record| record.read_at);
+    let age = |at: Timestamp| context.clock.now().duration_since(at).as_secs().max(0);
+    let status = context.status.borrow().clone();
+    let shown = status.elsewhere.as_ref().map_or(&status.sims, |elsewhere| &elsewhere["sims"]);
+    let bound = if sim.open_session.is_some() { "open" } else { "others" };
+    // Of a device that is with another SIM by now, nothing is this SIM's.
+    let device = device.filter(|record| record.iccid.as_ref().is_some_and(|one| one.as_str() == iccid));
+    Ok(json!({
+        "sessions": {
+            "as_of": read_at,
+            "age_seconds": read_at.map(age),
+            "stale_after_seconds": shown["stale_seconds"][bound],
+        },
+        "device": device.map(|DeviceRecord { as_of, answer, .. }| json!({
+            "device_name": answer["device_name"],
+            "status": answer["sim"]["status"],
+            "linked_at": answer["sim"]["linked_at"],
+            "data_usage_mb": answer["sim"]["data_usage_mb"],
+            "as_of": as_of,
+            "age_seconds": age(as_of),
+        })),
+    }))
 }
 
 fn may_see(principal: &Principal) -> Result<(), ApiError> {

@@ -1,6 +1,6 @@
 //! Answers against the simulator's own, and what is left of them when upstream is away.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use serde_json::{Value, json};
 
@@ -39,14 +39,23 @@ async fn stage() -> Stage {
         }
     }
     run.seen(rig.clock.now()).await;
-    let wanted = rig.sim.sessions().iter().filter(|one| one.iccid == sim.iccid).count();
-    let told = |rig: &Rig| {
-        let started = |event: &&crate::ingest::tests::rig::Logged| {
-            event.data("event_type") == "session_started" && event.data("iccid") == sim.iccid.as_str()
-        };
-        rig.logged().iter().filter(started).count()
+    // Until the log tells of each session what is true of it now.
+    let truth = |rig: &Rig| -> BTreeMap<String, (u64, bool)> {
+        let own = rig.sim.sessions().into_iter().filter(|one| one.iccid == sim.iccid);
+        own.map(|one| (one.session_id, (one.total_tenths, one.end_time.is_some()))).collect()
     };
-    while told(&rig) < wanted {
+    let told = |rig: &Rig| {
+        let mut told: BTreeMap<String, (u64, bool)> = BTreeMap::new();
+        for event in rig.logged().iter().filter(|event| event.data("iccid") == sim.iccid.as_str()) {
+            let session = event.data("session");
+            let Some(id) = session["session_id"].as_str() else { continue };
+            let one = told.entry(id.to_owned()).or_default();
+            one.0 = session["total_mb"].as_f64().map_or(one.0, |mb| (mb * 10.0).round() as u64);
+            one.1 |= event.data("event_type") == "session_ended";
+        }
+        told
+    };
+    while told(&rig) != truth(&rig) {
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
     let lookup = Lookup::new(&rig.client(), rig.attended(), run.status.clone(), Arc::clone(&rig.clock));

@@ -59,12 +59,17 @@ pub async fn get(
     let Path(iccid) =
         iccid.map_err(|_| ApiError::new(Code::InvalidParameter, "the ICCID is no UTF-8").field("iccid"))?;
     let found = sims::find(&context, &principal, &iccid).await?;
-    Ok(body::json(StatusCode::OK, &one(&found)))
+    // Only who may see the number comes here, so it is shown.
+    let looked_up =
+        sims::looked_up(&context, found.sim.iccid.as_deref().unwrap_or(&iccid), &found.sim).await?;
+    Ok(body::json(StatusCode::OK, &one(&found, looked_up)))
 }
 
-/// The SIM's fields, and beside them up to where the log is in them.
-fn one(found: &Found) -> Value {
+/// The SIM's fields, and beside them what was looked up and up to where the log is in them.
+fn one(found: &Found, mut looked_up: Value) -> Value {
     let mut shown = json!(found.sim);
+    shown["sessions"] = looked_up["sessions"].take();
+    shown["device"] = looked_up["device"].take();
     shown["as_of"] = found.as_of.to_string().into();
     shown["as_of_time"] = json!(found.as_of_time);
     shown

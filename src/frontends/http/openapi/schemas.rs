@@ -42,7 +42,7 @@ pub fn all() -> Value {
         ], &[]),
         "Error": object(&[("error", error())], &[]),
         "Sim": sims::sim(&[]),
-        "SimDetails": sims::sim(&sims::as_of()),
+        "SimDetails": sims::sim(&sims::beside()),
         "Sims": sims::page(),
         "SimErased": sim_erased(),
         "Webhook": webhooks::endpoint(&[]),

@@ -103,3 +103,51 @@ async fn a_token_sees_what_its_filter_and_fields_allow() {
     }
     assert_eq!(seen, 3, "each is met once, though none is named");
 }
+
+#[tokio::test]
+async fn a_sim_shows_how_old_its_sessions_are_and_its_device() {
+    use crate::{
+        event::{Event, Iccid},
+        ingest::sims::record::*,
+    };
+
+    let fixture = Fixture::new(Vec::new());
+    let mut event = Event::new("evt_1", "/globalsim/default".into(), "connection");
+    event.iccid = Iccid::parse(ICCIDS[0]).ok();
+    event.device_id = Some("meter/7".to_owned());
+    event.time = Some(at(1));
+    let sealed = event.seal(at(1), jiff::SignedDuration::MAX).unwrap();
+    let entry = crate::log::Entry { sealed, identity: 1, content: 0 };
+    fixture.context.hub.log().append(vec![entry]).unwrap();
+    fixture.know_sims().await;
+    let router = fixture.http();
+    let target = format!("/v1/sims/{}", ICCIDS[0]);
+    let never = get(&router, &target).await.json();
+    assert_eq!(never["sessions"], json!({"as_of": null, "age_seconds": null, "stale_after_seconds": null}));
+    assert_eq!(never["device"], json!(null));
+    let record = SimRecord { read_at: Some(at(3_540)), ..SimRecord::default() };
+    let key = format!("{SIM}{}", ICCIDS[0]);
+    save(&fixture.context.bus, &key, &record).await;
+    fixture.upstream.send_modify(|status| {
+        let sims = json!({"stale_seconds": {"after_an_event": 3, "open": 300, "others": 86_400}});
+        *status = Arc::new(crate::ingest::Status { sims, ..(**status).clone() });
+    });
+    let read = get(&router, &target).await.json();
+    assert_eq!(read["sessions"]["age_seconds"], 60);
+    assert_eq!(read["sessions"]["stale_after_seconds"], 86_400);
+    assert_eq!(read["device_id"], "meter/7");
+    let device = |iccid: &str| DeviceRecord {
+        as_of: at(3_590),
+        iccid: Iccid::parse(iccid).ok(),
+        answer: json!({"device_name": "Meter 7", "sim": {"status": "active", "data_usage_mb": 1.5}}),
+    };
+    let key = format!("{DEVICE}meter/7");
+    save(&fixture.context.bus, &key, &device(ICCIDS[0])).await;
+    let shown = get(&router, &target).await.json();
+    assert_eq!(
+        (&shown["device"]["device_name"], &shown["device"]["age_seconds"]),
+        (&json!("Meter 7"), &json!(10))
+    );
+    save(&fixture.context.bus, &key, &device(ICCIDS[1])).await;
+    assert_eq!(get(&router, &target).await.json()["device"], json!(null), "another SIM's by now");
+}

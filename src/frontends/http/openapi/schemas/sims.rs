@@ -61,6 +61,37 @@ pub(super) fn sim(beside: &[(&str, Value)]) -> Value {
     object(&fields, &[])
 }
 
+/// What one SIM shows beside its entry.
+pub(super) fn beside() -> Vec<(&'static str, Value)> {
+    let age = || nullable("integer");
+    let bound = described(
+        nullable("number"),
+        "How old it may become, as the fleet is now; null where sessions are not read.",
+    );
+    let sessions = object(
+        &[
+            ("as_of", described(nullable_time(), "When its sessions were last read; null: never.")),
+            ("age_seconds", age()),
+            ("stale_after_seconds", bound),
+        ],
+        &[],
+    );
+    let device = object(
+        &[
+            ("device_name", nullable("string")),
+            ("status", nullable("string")),
+            ("linked_at", nullable("string")),
+            ("data_usage_mb", nullable("number")),
+            ("as_of", described(time(), "When it was looked up.")),
+            ("age_seconds", json!({"type": "integer"})),
+        ],
+        &[],
+    );
+    let mut fields = vec![("sessions", sessions), ("device", one_of_null(device))];
+    fields.extend(as_of());
+    fields
+}
+
 /// Up to where the log is in an answer.
 pub(super) fn as_of() -> [(&'static str, Value); 2] {
     [
