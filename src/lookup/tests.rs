@@ -55,7 +55,10 @@ async fn stage() -> Stage {
         }
         told
     };
-    while told(&rig) != truth(&rig) {
+    let key = format!("{}{}", record::DEVICE, sim.device_id.as_deref().unwrap());
+    while told(&rig) != truth(&rig)
+        || record::load::<DeviceRecord>(&rig.attended(), &key).await.unwrap().is_none()
+    {
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
     let lookup = Lookup::new(&rig.client(), rig.attended(), run.status.clone(), Arc::clone(&rig.clock));
