@@ -271,10 +271,10 @@ async fn a_wrong_key_and_a_wrong_upstream_are_told_apart_while_the_gateway_serve
     says(&ready.to_string(), &["degraded", "auth_failed"]);
     gateway.stop().await;
 
-    // An HTTP server that is no GlobalSIM: simcast itself.
+    // An HTTP server that is no GlobalSIM: simcast itself, under a path at which it does not answer like one.
     let other = World::quiet().await;
     let stranger = other.gateway().await;
-    let base = format!("http://{}/v1", stranger.http);
+    let base = format!("http://{}/v1/events", stranger.http);
     let gateway = world.gateway_with(&[("SIMCAST__UPSTREAM__BASE_URL", &base)]).await;
     let upstream = wait_for_upstream(gateway.http, |upstream| upstream["message"].is_string()).await;
     assert_eq!(upstream["state"], "stale", "{upstream}");
