@@ -45,11 +45,10 @@ use self::{
     sim::Sim,
     store::{Kept, Store},
 };
-use crate::log::follow::Follower;
 use crate::{
     bus::Fill,
     event::{Cursor, Predicate, StoredEvent},
-    log::{CursorState, Hole, Log, ReadPage},
+    log::{CursorState, Hole, Log, ReadPage, follow::Follower},
 };
 
 /// Cells in memory at which they are committed; about 30 MiB.

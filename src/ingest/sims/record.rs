@@ -24,7 +24,7 @@ pub const DEVICE_ID_BYTES_MAX: usize = 256;
 /// What was read of a SIM's sessions.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SimRecord {
-    /// When the list was last read; None for a SIM that upstream does not know.
+    /// When the list was last read.
     pub read_at: Option<Timestamp>,
     /// Open sessions that were told, by id, each with a hash of what was told last.
     #[serde(default)]
