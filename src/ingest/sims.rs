@@ -14,6 +14,7 @@ mod diff;
 pub mod record;
 mod roster;
 mod schedule;
+mod walk;
 
 use std::{sync::Arc, time::Duration};
 
@@ -25,6 +26,7 @@ use self::{
     diff::{Of, Told, diff},
     roster::Noted,
     schedule::Schedule,
+    walk::Walk,
 };
 pub use self::{
     record::{DeviceRecord, SimRecord},
@@ -32,7 +34,7 @@ pub use self::{
 };
 use super::{
     intake::{Stopped, Via},
-    page::{PAGE_ROWS, Shown},
+    page::Shown,
     session::{Halt, Session},
 };
 use crate::{
@@ -63,8 +65,6 @@ const NOTE_EVERY: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_secs(2);
 /// Events older than this when they are met change nothing that is not read anyway.
 const FRESH: SignedDuration = SignedDuration::from_mins(15);
-/// Pages of one SIM's sessions in one read.
-const PAGES_MAX: u32 = 20;
 /// Sessions that began so long before the last read are not looked for again, unless they were open.
 const LOOK_BACK: SignedDuration = SignedDuration::from_hours(2);
 
@@ -329,48 +329,23 @@ impl<'s> Task<'s> {
         Ok(())
     }
 
-    /// Reads a SIM's list as far as it can hold something that was not told: all of it where it is short or has no
-    /// order, else from the newest session down to one that had ended at the last read.
+    /// Reads a SIM's list as far as it can hold something that was not told.
     async fn list(&self, iccid: &Iccid, before: &SimRecord) -> Result<Listed, Error> {
         let oldest = before.read_at.and_then(|at| at.checked_sub(LOOK_BACK).ok());
         let oldest = oldest.unwrap_or_else(|| self.session.intake.oldest_taken());
-        let mut listed: Option<Listed> = None;
-        let mut offset = 0;
-        let mut backwards = false;
-        for _ in 0..PAGES_MAX {
-            let answer = self.session.upstream.sessions(iccid, offset).await?;
-            let page = answer.page;
-            let total = page.total.unwrap_or(u64::MAX);
-            let shown =
-                Shown { asked_at: page.asked_at, answered_at: page.answered_at, not_seen_at: before.read_at };
+        let mut walk = Walk::new(iccid, &before.open, oldest);
+        let mut asked_at = None;
+        loop {
+            let page = self.session.upstream.sessions(iccid, walk.offset()).await?.page;
+            let asked_at = *asked_at.get_or_insert(page.asked_at);
             let count = page.rows.len() as u64;
-            let rows: Vec<SessionRow> = page.rows.into_iter().flatten().collect();
-            let starts: Vec<_> = rows.iter().filter_map(SessionRow::start).collect();
-            let rising = starts.windows(2).filter(|pair| pair[0] < pair[1]).count() * 2 > starts.len();
-            let falling = starts.windows(2).all(|pair| pair[0] >= pair[1]);
-            // Going back from the end, what is new came first: the first row of a page is its oldest.
-            let reached = if backwards { starts.first() } else { starts.last().filter(|_| falling) };
-            let reached = reached.is_some_and(|start| *start < oldest);
-            let first_page = listed.is_none();
-            let so_far = listed.get_or_insert_with(|| Listed { shown, ..Listed::default() });
-            so_far.shown.answered_at = shown.answered_at;
-            so_far.rows.extend(rows);
-            let open_found = before.open.keys().all(|id| so_far.has(id));
-            if count == 0 || offset + count >= total && !backwards || backwards && offset == 0 {
-                so_far.is_whole = so_far.rows.len() as u64 >= total.min(u64::MAX - 1) || total == u64::MAX;
-                break;
+            if !walk.take(page.rows.into_iter().flatten().collect(), count, page.total) {
+                let (rows, is_whole) = walk.end();
+                let answered_at = page.answered_at;
+                let shown = Shown { asked_at, answered_at, not_seen_at: before.read_at };
+                return Ok(Listed { rows, is_whole, shown });
             }
-            if reached && open_found {
-                break;
-            }
-            if first_page && rising && total != u64::MAX {
-                backwards = true;
-                offset = total;
-                so_far.rows.clear();
-            }
-            offset = if backwards { offset.saturating_sub(PAGE_ROWS) } else { offset + count };
         }
-        Ok(listed.unwrap_or_default())
     }
 }
 
@@ -381,20 +356,6 @@ struct Listed {
     /// It was read to its end.
     is_whole: bool,
     shown: Shown,
-}
-
-impl Default for Listed {
-    fn default() -> Self {
-        let never = Timestamp::UNIX_EPOCH;
-        let shown = Shown { asked_at: never, answered_at: never, not_seen_at: None };
-        Self { rows: Vec::new(), is_whole: false, shown }
-    }
-}
-
-impl Listed {
-    fn has(&self, id: &str) -> bool {
-        self.rows.iter().any(|row| row.session.session_id.as_deref() == Some(id))
-    }
 }
 
 /// Whether an event tells that the sessions of its SIM changed just now.

@@ -186,7 +186,7 @@ fn suffixed(id: &str, what: &str) -> String {
 }
 
 /// Upstream's id; where it gives none, one of what does not change while the session runs.
-fn session_id(row: &SessionRow, iccid: &Iccid) -> String {
+pub fn session_id(row: &SessionRow, iccid: &Iccid) -> String {
     match row.session.session_id.as_deref().filter(|id| !id.is_empty()) {
         Some(id) => encode_id(id),
         None => {
