@@ -29,23 +29,33 @@ impl Megabytes {
         };
         let (mantissa, exponent) = text.split_once(['e', 'E']).unwrap_or((text, "0"));
         let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
-        let digits: Vec<u8> = whole.bytes().chain(fraction.bytes()).collect();
-        if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
+        let digits = || whole.bytes().chain(fraction.bytes());
+        if digits().next().is_none() || !digits().all(|digit| digit.is_ascii_digit()) {
             return None;
         }
-        let whole = i64::try_from(whole.len()).ok()?;
-        let kept = whole.checked_add(exponent.parse().ok()?)?.checked_add(DECIMALS)?;
-        if digits.iter().all(|digit| *digit == b'0') || kept < 0 {
+        let length = i64::try_from(whole.len()).ok()?;
+        let kept = length.checked_add(exponent.parse().ok()?)?.checked_add(DECIMALS)?;
+        if digits().all(|digit| digit == b'0') || kept < 0 {
             return Some(Self(0));
         }
         if kept > DIGITS_MAX {
             return None;
         }
-        let kept = usize::try_from(kept).ok()?;
-        let digit = |at: usize| digits.get(at).map_or(0, |digit| i128::from(digit - b'0'));
-        let millionths = (0..kept).fold(0_i128, |sum, at| sum * 10 + digit(at));
-        let rounded = millionths + i128::from(digit(kept) >= 5);
+        let mut values = digits().map(|digit| i128::from(digit - b'0'));
+        let mut next = || values.next().unwrap_or(0);
+        let millionths = (0..kept).fold(0, |sum, _| sum * 10 + next());
+        let rounded = millionths + i128::from(next() >= 5);
         i64::try_from(if negative { -rounded } else { rounded }).ok().map(Self)
+    }
+
+    /// So many millionths.
+    pub const fn from_millionths(millionths: i64) -> Self {
+        Self(millionths)
+    }
+
+    /// In millionths.
+    pub const fn millionths(self) -> i64 {
+        self.0
     }
 
     /// The sum.
@@ -111,6 +121,14 @@ mod tests {
             assert_eq!(shown(beyond), None, "{beyond}");
         }
         assert_eq!(shown("0e99"), Some("0".into()));
+    }
+
+    #[test]
+    fn the_whole_range_is_read() {
+        assert_eq!(shown("9223372036854.775807").as_deref(), Some("9223372036854.775807"));
+        for beyond in ["9223372036854.775808", "1e300", "-1e2000000000"] {
+            assert_eq!(shown(beyond), None, "{beyond}");
+        }
     }
 
     #[test]

@@ -13,10 +13,10 @@
 //!
 //! Each gateway has its own, made from what the log holds when it begins: [`Meta::since`].
 
-pub mod amount;
 pub mod cells;
 pub mod codec;
 pub mod count;
+pub mod data;
 pub mod sessions;
 pub mod sim;
 pub mod store;

@@ -19,8 +19,8 @@ use crate::{
     views::{
         report::{Error, Interval, Period, Query, Report, Row, Source, time_of_hour},
         rollup::{
-            amount::Data,
             cells::{Names, Tally},
+            data::Data,
             sim::Sim,
         },
     },
@@ -132,7 +132,7 @@ pub fn show(report: &Report, top: usize, policy: Option<&FieldPolicy>) -> Value 
         .filter(|(_, tally)| **tally != Tally::default())
         .map(|(hour, tally)| {
             json!({"time": time_of_hour(*hour).to_string(), "events": tally.events, "late": tally.late,
-                   "repaired": tally.repaired, "total_mb": tally.data.total.to_mb()})
+                   "repaired": tally.repaired, "total_mb": tally.data.total.to_number()})
         })
         .collect();
     let roaming: Vec<_> = {
@@ -183,7 +183,7 @@ pub fn show(report: &Report, top: usize, policy: Option<&FieldPolicy>) -> Value 
         "sessions": {
             "started": events_of("session_started"),
             "ended": events_of("session_ended"),
-            "total_mb": sums.total.data.total.to_mb(),
+            "total_mb": sums.total.data.total.to_number(),
             "mean_duration_seconds": mean,
         },
         "roaming": roaming,
@@ -202,7 +202,7 @@ fn data(report: &Report, top: usize, policy: Option<&FieldPolicy>) -> Value {
         report,
         top,
         policy,
-        |row| (row.data.total.0, i64::from(!row.data.is_zero())),
+        |row| (row.data.total.millionths(), i64::from(!row.data.is_zero())),
         |row, _| Map::from_iter(amounts(row.data).map(|(name, value)| (name.to_owned(), value))),
     );
     shown.insert("by_sim".to_owned(), by_sim);
@@ -241,9 +241,9 @@ fn top_of(
 
 fn amounts(data: Data) -> [(&'static str, Value); 3] {
     [
-        ("upload_mb", Value::Number(data.upload.to_mb())),
-        ("download_mb", Value::Number(data.download.to_mb())),
-        ("total_mb", Value::Number(data.total.to_mb())),
+        ("upload_mb", Value::Number(data.upload.to_number())),
+        ("download_mb", Value::Number(data.download.to_number())),
+        ("total_mb", Value::Number(data.total.to_number())),
     ]
 }
 

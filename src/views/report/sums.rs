@@ -7,9 +7,9 @@ use std::{
 
 use super::{
     super::rollup::{
-        amount::Data,
         cells::{Change, Name, Names, Tally},
         codec::Cell,
+        data::Data,
         sim::Sim,
     },
     Interval, Period, Source,

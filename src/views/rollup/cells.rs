@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 use smallvec::SmallVec;
 
-use super::{amount::Data, sim::Sim};
+use super::{data::Data, sim::Sim};
 
 /// Different texts of one set of names; more are `(other)`, so that an upstream gone wild can't fill the memory.
 pub const NAMES_MAX: usize = 20_000;

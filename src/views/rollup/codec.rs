@@ -3,10 +3,11 @@
 //! A SIM with a few kinds of event takes about 15 bytes, so 100,000 of them for 400 days take well below a gigabyte.
 
 use super::{
-    amount::{Bytes, Data},
     cells::{Day, Kind, Name, Names, SimDay, Tally, entry},
+    data::Data,
     sim::Sim,
 };
+use crate::views::megabytes::Megabytes;
 
 /// First bytes of a day file; the last one is the version.
 const MAGIC: &[u8; 8] = b"simcrol\x01";
@@ -58,7 +59,7 @@ impl Writer {
     }
 
     fn data(&mut self, data: &Data) {
-        [data.upload, data.download, data.total].iter().for_each(|bytes| self.signed(bytes.0));
+        [data.upload, data.download, data.total].iter().for_each(|amount| self.signed(amount.millionths()));
     }
 
     /// The file, with its checksum.
@@ -148,8 +149,8 @@ impl<'a> Reader<'a> {
     }
 
     fn data(&mut self) -> Result<Data, Damaged> {
-        let mut bytes = || self.signed().map(Bytes);
-        Ok(Data { upload: bytes()?, download: bytes()?, total: bytes()? })
+        let mut amount = || self.signed().map(Megabytes::from_millionths);
+        Ok(Data { upload: amount()?, download: amount()?, total: amount()? })
     }
 }
 

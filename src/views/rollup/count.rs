@@ -9,12 +9,15 @@ use jiff::Timestamp;
 use serde::Deserialize;
 
 use super::{
-    amount::{Bytes, Data},
     cells::{Day, Kind, Names, Tally, entry},
+    data::Data,
     sessions::Sessions,
     sim::Sim,
 };
-use crate::event::{Flag, Keys, Network, Session, StoredEvent};
+use crate::{
+    event::{Flag, Keys, Network, Session, StoredEvent},
+    views::megabytes::Megabytes,
+};
 
 /// Microseconds of an hour.
 pub const HOUR_US: i64 = 3_600_000_000;
@@ -165,7 +168,7 @@ impl Counter {
             tally.timed = 1;
             tally.seconds = seconds;
         }
-        let amount = |mb: &Option<serde_json::Number>| mb.as_ref().and_then(Bytes::from_mb);
+        let amount = |mb: &Option<serde_json::Number>| mb.as_ref().and_then(Megabytes::of);
         let (upload, download) = (amount(&session.upload_mb), amount(&session.download_mb));
         let [upload, download, total] = match (upload, download, amount(&session.total_mb)) {
             (None, None, None) => return,

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 
-use super::amount::Data;
+use super::data::Data;
 
 /// Sessions that are known at a time; about 100 bytes each in memory, 56 on disk.
 pub const SESSIONS_MAX: usize = 200_000;
@@ -78,10 +78,10 @@ fn key(id: &str) -> u128 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::views::rollup::amount::Bytes;
+    use crate::views::megabytes::Megabytes;
 
     fn total(bytes: i64) -> Data {
-        Data { total: Bytes(bytes), ..Data::default() }
+        Data { total: Megabytes::from_millionths(bytes), ..Data::default() }
     }
 
     fn at(second: i64) -> Option<Timestamp> {

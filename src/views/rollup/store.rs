@@ -15,12 +15,12 @@ use jiff::Timestamp;
 use parking_lot::Mutex;
 
 use super::{
-    amount::{Bytes, Data},
     codec::{Damaged, Reader, Writer},
     count::Skipped,
+    data::Data,
     sessions::{Known, Sessions},
 };
-use crate::event::Cursor;
+use crate::{event::Cursor, views::megabytes::Megabytes};
 
 /// Name of the state file.
 const STATE: &str = "state";
@@ -212,7 +212,8 @@ fn encode(kept: &Kept) -> Vec<u8> {
     for (key, known) in &kept.sessions.known {
         file.unsigned(*key);
         let Data { upload, download, total } = known.data;
-        [upload.0, download.0, total.0, known.start_us].iter().for_each(|value| file.signed(*value));
+        [upload, download, total].iter().for_each(|amount| file.signed(amount.millionths()));
+        file.signed(known.start_us);
         file.unsigned(u128::from(known.seen));
     }
     file.finish()
@@ -240,8 +241,8 @@ fn decode(bytes: &[u8]) -> Result<Kept, Damaged> {
     kept.sessions.readings = file.word()?;
     for _ in 0..file.count()? {
         let key = file.unsigned()?;
-        let mut bytes = || file.signed().map(Bytes);
-        let data = Data { upload: bytes()?, download: bytes()?, total: bytes()? };
+        let mut amount = || file.signed().map(Megabytes::from_millionths);
+        let data = Data { upload: amount()?, download: amount()?, total: amount()? };
         let known = Known { data, start_us: file.signed()?, seen: file.word()? };
         kept.sessions.known.insert(key, known);
     }

@@ -190,7 +190,8 @@ fn flat(rollup: &Rollup) -> Flat {
         let day = day.to_string();
         if let Some((kind, tally)) = kind {
             let names = [kind.event_type, kind.country, kind.operator, kind.network_type].map(text);
-            let counts = [tally.events, tally.late, tally.repaired, tally.seconds, tally.data.total.0];
+            let counts =
+                [tally.events, tally.late, tally.repaired, tally.seconds, tally.data.total.millionths()];
             for (what, count) in ["events", "late", "repaired", "seconds", "total"].into_iter().zip(counts) {
                 let mut key = vec![what.to_owned(), day.clone(), kind.hour.to_string()];
                 key.extend(names.clone());
@@ -206,7 +207,7 @@ fn flat(rollup: &Rollup) -> Flat {
                 add(vec!["sim".into(), day.clone(), sim.clone(), text(*name)], *count);
             }
             for (name, data) in &row.data {
-                add(vec!["sim total".into(), day.clone(), sim.clone(), text(*name)], data.total.0);
+                add(vec!["sim total".into(), day.clone(), sim.clone(), text(*name)], data.total.millionths());
             }
             let changes = row.changes.iter().map(|(_, count)| count).sum();
             add(vec!["sim changes".into(), day.clone(), sim.clone()], changes);
