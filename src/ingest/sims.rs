@@ -330,13 +330,21 @@ impl<'s> Task<'s> {
     }
 
     /// Reads a SIM's list as far as it can hold something that was not told.
-    async fn list(&self, iccid: &Iccid, before: &SimRecord) -> Result<Listed, Error> {
+    async fn list(&mut self, iccid: &Iccid, before: &SimRecord) -> Result<Listed, Error> {
         let oldest = before.read_at.and_then(|at| at.checked_sub(LOOK_BACK).ok());
         let oldest = oldest.unwrap_or_else(|| self.session.intake.oldest_taken());
         let mut walk = Walk::new(iccid, &before.open, oldest);
         let mut asked_at = None;
+        let mut device = self.roster.device_of(iccid).filter(|id| self.devices.lists(id));
         loop {
-            let page = self.session.upstream.sessions(iccid, walk.offset()).await?.page;
+            let page = match &device {
+                Some(id) => self.page_by_device(id, iccid, walk.offset()).await?,
+                None => Some(self.session.upstream.sessions(iccid, walk.offset()).await?.page),
+            };
+            let Some(page) = page else {
+                device = None;
+                continue;
+            };
             let asked_at = *asked_at.get_or_insert(page.asked_at);
             let count = page.rows.len() as u64;
             if !walk.take(page.rows.into_iter().flatten().collect(), count, page.total) {

@@ -204,8 +204,18 @@ impl Upstream {
     /// The failure.
     pub async fn sessions(&self, iccid: &Iccid, offset: u64) -> Result<SessionPage, Error> {
         self.admitted().await;
-        let query = SessionQuery { limit: PAGE_ROWS as u32, offset, start_date: None, end_date: None };
-        let answer = self.client.sim_sessions(Class::Sessions, iccid, &query).await;
+        let answer = self.client.sim_sessions(Class::Sessions, iccid, &session_page(offset)).await;
+        self.note_one(Class::Sessions, &answer);
+        answer
+    }
+
+    /// A page of the sessions of the SIM that is in a device, which the answer names; one try.
+    ///
+    /// # Errors
+    /// The failure.
+    pub async fn device_sessions(&self, device_id: &str, offset: u64) -> Result<SessionPage, Error> {
+        self.admitted().await;
+        let answer = self.client.device_sessions(Class::Sessions, device_id, &session_page(offset)).await;
         self.note_one(Class::Sessions, &answer);
         answer
     }
@@ -511,6 +521,10 @@ fn number_equal_rows(slots: &mut [Slot<Item>]) {
             *count += 1;
         }
     }
+}
+
+fn session_page(offset: u64) -> SessionQuery {
+    SessionQuery { limit: PAGE_ROWS as u32, offset, start_date: None, end_date: None }
 }
 
 #[cfg(test)]

@@ -1,7 +1,12 @@
-//! Which SIM is in a device: looked up when the device is first met, when events show it with another SIM, and once a
-//! day. What is told: `sim_linked`, when it is another SIM than the one told or seen before.
+//! Which SIM is in a device: looked up when the device is first met, when events or its sessions show it with another
+//! SIM, and once a day. What is told: `sim_linked`, when it is another SIM than the one told or seen before. The
+//! sessions of a SIM in a known device are asked for by the device, since that answer names the SIM too: so a move shows
+//! where a session is open within minutes, not within a day, at no request of its own.
 
-use std::collections::{BTreeSet, HashMap};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+};
 
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
@@ -12,10 +17,11 @@ use super::{
     record::{self, DeviceRecord},
 };
 use crate::{
+    bus::NewEvent,
     event::{Event, Iccid, Via, identity::FieldHasher},
     globalsim::{
         error::{Error, Kind},
-        wire::{DeviceSim, time},
+        wire::{DeviceSim, Page, SessionRow, time},
     },
     ingest::{intake::Stopped, page::Shown},
 };
@@ -31,8 +37,16 @@ const DEVICES_MAX: usize = 1_000_000;
 /// When each device is to be looked up.
 #[derive(Debug, Default)]
 pub struct Devices {
-    devices: HashMap<String, (Timestamp, u32)>,
+    devices: HashMap<String, Device>,
     turns: BTreeSet<(Timestamp, String)>,
+}
+
+#[derive(Debug, Default)]
+struct Device {
+    due: Timestamp,
+    failures: u32,
+    /// Its SIM's sessions can't be had by its id.
+    by_sim: bool,
 }
 
 impl Devices {
@@ -64,16 +78,27 @@ impl Devices {
     }
 
     fn failed(&mut self, id: &str, now: Timestamp) {
-        let failures = self.devices.get(id).map_or(0, |(_, failures)| *failures);
+        let failures = self.devices.get(id).map_or(0, |device| device.failures);
         let pause = RETRY_MIN.checked_mul(1 << failures.min(16)).unwrap_or(RETRY_MAX).min(RETRY_MAX);
         self.set(id, after(now, pause), failures + 1);
     }
 
     fn set(&mut self, id: &str, due: Timestamp, failures: u32) {
-        if let Some((before, _)) = self.devices.insert(id.to_owned(), (due, failures)) {
-            self.turns.remove(&(before, id.to_owned()));
-        }
+        let device = self.devices.entry(id.to_owned()).or_default();
+        self.turns.remove(&(device.due, id.to_owned()));
+        (device.due, device.failures) = (due, failures);
         self.turns.insert((due, id.to_owned()));
+    }
+
+    /// Whether the sessions of its SIM may be asked for by its id.
+    pub fn lists(&self, id: &str) -> bool {
+        self.devices.get(id).is_some_and(|device| !device.by_sim)
+    }
+
+    fn set_lists(&mut self, id: &str, lists: bool) {
+        if let Some(device) = self.devices.get_mut(id) {
+            device.by_sim = !lists;
+        }
     }
 }
 
@@ -82,6 +107,34 @@ fn after(at: Timestamp, by: SignedDuration) -> Timestamp {
 }
 
 impl Task<'_> {
+    /// A page of a SIM's sessions by the device that it is in: one request that also says whether it still is. None
+    /// where that can't be had this way; then the SIM itself is to be asked, and for this device from now on.
+    pub(super) async fn page_by_device(
+        &mut self,
+        id: &str,
+        iccid: &Iccid,
+        offset: u64,
+    ) -> Result<Option<Page<SessionRow>>, Error> {
+        match self.session.upstream.device_sessions(id, offset).await {
+            Ok(answer) if answer.iccid.as_ref() == Some(iccid) => Ok(Some(answer.page)),
+            Ok(answer) => {
+                self.devices.set_lists(id, false);
+                if answer.iccid.is_some() {
+                    self.devices.moved(id, self.session.clock.now());
+                }
+                Ok(None)
+            }
+            // These say nothing about the device.
+            Err(error) if matches!(error.kind(), Kind::Auth | Kind::RateLimited | Kind::BudgetExhausted) => {
+                Err(error)
+            }
+            Err(error) => {
+                self.devices.set_lists(id, false);
+                if is_unknown(&error) { Ok(None) } else { Err(error) }
+            }
+        }
+    }
+
     /// Looks a device up, tells what changed, and keeps the answer.
     pub(super) async fn look_up(&mut self, id: &str) -> Result<(), Stopped> {
         self.asked_at = tokio::time::Instant::now();
@@ -100,20 +153,31 @@ impl Task<'_> {
             }
         };
         let now = self.session.clock.now();
-        let iccid = answer.as_ref().and_then(|answer| answer.iccid.clone());
+        // Of a device that upstream does not know, events are all that tells.
+        let iccid = match &answer {
+            Some(answer) => answer.iccid.clone(),
+            None => self.roster.sim_of(id),
+        };
+        let kept = kept.ok().flatten();
+        let last_told = kept.as_ref().map(|record| record.as_of);
         // What was told last; before the first lookup, what events showed.
-        let before = match kept.ok().flatten() {
+        let before = match kept {
             Some(record) => record.iccid,
             None => self.roster.sim_of(id),
         };
-        if let (Some(answer), Some(iccid)) = (&answer, &iccid) {
-            if before.as_ref().is_some_and(|before| before != iccid) {
-                let shown = Shown { asked_at, answered_at: answer.answered_at, not_seen_at: None };
-                let event = self.linked(id, iccid, before.as_ref(), answer, shown);
+        if let Some(iccid) = &iccid {
+            if let Some(before) = before.filter(|before| before != iccid) {
+                let answered_at = answer.as_ref().map_or(now, |answer| answer.answered_at);
+                let shown = Shown { asked_at, answered_at, not_seen_at: None };
+                let link = Link { id, iccid, before: &before, last_told };
+                let event = self.linked(&link, answer.as_ref(), shown);
                 self.session.intake.derive(vec![event], Via::Devices).await?;
                 self.session.intake.settle().await?;
+                self.devices.set_lists(id, true);
             }
-            self.roster.note(iccid, id, now.as_microsecond());
+            if answer.is_some() {
+                self.roster.note(iccid, id, now.as_microsecond());
+            }
             self.schedule.know(iccid, None, false);
         }
         let answer = answer.map_or(Value::Null, |answer| answer.raw);
@@ -122,40 +186,49 @@ impl Task<'_> {
         Ok(())
     }
 
-    fn linked(
-        &self,
-        id: &str,
-        iccid: &Iccid,
-        before: Option<&Iccid>,
-        answer: &DeviceSim,
-        shown: Shown,
-    ) -> crate::bus::NewEvent {
+    fn linked(&self, link: &Link<'_>, answer: Option<&DeviceSim>, shown: Shown) -> NewEvent {
+        let Link { id, iccid, before, last_told } = link;
+        let linked_at = answer.and_then(|answer| answer.linked_at.as_deref());
         let mut hasher = FieldHasher::new("link");
         hasher.field(Some(id));
         hasher.field(Some(iccid.as_str()));
-        hasher.field(before.map(Iccid::as_str));
-        hasher.field(answer.linked_at.as_deref());
+        hasher.field(Some(before.as_str()));
+        // Without a time of its own, a move is told apart from an earlier one of the same kind by what was told before.
+        let apart = match linked_at {
+            Some(text) => Some(text.to_owned()),
+            None => last_told.map(|at| at.to_string()),
+        };
+        hasher.field(apart.as_deref());
         let name = format!("link_{:016x}", hasher.finish_u64());
-        let mut event = Event::new(name, std::sync::Arc::clone(self.source), "sim_linked");
-        event.iccid = Some(iccid.clone());
-        event.device_id = Some(id.to_owned());
-        event.msisdn = answer.msisdn.clone();
-        event.network = answer.current_network.clone();
-        let linked_at = answer.linked_at.as_deref().and_then(time::parse);
-        event.time = linked_at.or(Some(shown.answered_at));
-        event.timestamp =
-            answer.linked_at.clone().filter(|_| linked_at.is_some()).or(Some(shown.answered_at.to_string()));
+        let mut event = Event::new(name, Arc::clone(self.source), "sim_linked");
+        event.iccid = Some((*iccid).clone());
+        event.device_id = Some((*id).to_owned());
+        event.msisdn = answer.and_then(|answer| answer.msisdn.clone());
+        event.network = answer.and_then(|answer| answer.current_network.clone());
+        let read = linked_at.and_then(time::parse);
+        event.time = read.or(Some(shown.answered_at));
+        let spelled = linked_at.filter(|_| read.is_some()).map(str::to_owned);
+        event.timestamp = spelled.or(Some(shown.answered_at.to_string()));
         event.details = Some(json!({
-            "device_name": answer.device_name,
-            "status": answer.status,
-            "linked_at": answer.linked_at,
-            "previous_iccid": before.map(Iccid::as_str),
-            "data_usage_mb": answer.data_usage_mb,
+            "device_name": answer.map(|answer| &answer.device_name),
+            "status": answer.map(|answer| &answer.status),
+            "linked_at": linked_at,
+            "previous_iccid": before.as_str(),
+            "data_usage_mb": answer.map(|answer| &answer.data_usage_mb),
         }));
         event.flags = flags(event.time, self.backfill_before);
         event.provenance = Some(shown.by(Via::Devices));
         derived(event, 0)
     }
+}
+
+/// A device that is in another SIM's hands.
+struct Link<'a> {
+    id: &'a str,
+    iccid: &'a Iccid,
+    before: &'a Iccid,
+    /// When the device was looked up before this.
+    last_told: Option<Timestamp>,
 }
 
 /// Upstream has no such device: nothing to be tried again soon.

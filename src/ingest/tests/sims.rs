@@ -222,3 +222,88 @@ async fn what_is_read_of_sims_is_shown() {
     assert!(shown["stale_seconds"]["after_an_event"].as_f64().unwrap() < 10.0, "{shown}");
     run.stop().await;
 }
+
+fn links(rig: &Rig) -> Vec<Value> {
+    let logged = rig.logged();
+    let all = logged.iter().filter(|event| event.data("event_type") == "sim_linked");
+    all.map(|event| event.body["data"].clone()).collect()
+}
+
+async fn linked(rig: &Rig, within: SignedDuration) -> Value {
+    let deadline = rig.clock.now() + within;
+    loop {
+        if let [link] = &links(rig)[..] {
+            return link.clone();
+        }
+        assert!(rig.clock.now() < deadline, "{:?}", links(rig));
+        tokio::time::sleep(std::time::Duration::from_secs(5)).await;
+    }
+}
+
+/// Sessions are read by the device, so the answer tells that another SIM is in it, though no event and no turn of the
+/// device would for a day.
+#[tokio::test(start_paused = true)]
+async fn a_silent_move_is_seen_where_a_session_is_open() {
+    let rig = rig(Faults::default()).await;
+    let fleet = rig.sim.fleet();
+    let from = fleet.iter().find(|sim| sim.device_id.is_some()).unwrap();
+    let to = fleet.iter().rev().find(|sim| sim.iccid != from.iccid).unwrap();
+    let device = from.device_id.clone().unwrap();
+    let origin = rig.clock.now() - SignedDuration::from_hours(24);
+    let run = rig.run();
+    rig.sim.inject(EventSpec {
+        iccid: Some(from.iccid.clone()),
+        event_type: Some("connection".into()),
+        ..EventSpec::default()
+    });
+    tokio::time::sleep(std::time::Duration::from_secs(1_200)).await;
+    assert!(rig.sim.relink(&device, &to.iccid));
+    let link = linked(&rig, SignedDuration::from_secs(420)).await;
+    assert_eq!((&link["iccid"], &link["device_id"]), (&to.iccid.as_str().into(), &device.as_str().into()));
+    assert_eq!(link["details"]["previous_iccid"], from.iccid.as_str());
+    // The SIM that is in no device any more is still followed.
+    rig.sim.inject(EventSpec {
+        iccid: Some(from.iccid.clone()),
+        event_type: Some("disconnection".into()),
+        overlay: serde_json::json!({"device_id": null}).as_object().cloned().unwrap(),
+        ..EventSpec::default()
+    });
+    comes_true(&rig, origin).await;
+    assert_eq!(links(&rig).len(), 1);
+    // By themselves are read those without a device, and others once, before their device is known.
+    let asked = rig.sim.stats().paths;
+    let asked = |path: &str| asked.get(path).copied().unwrap_or(0);
+    let (by_device, by_sim) = (asked("/devices/{device_id}/sim/sessions"), asked("/sims/{iccid}/sessions"));
+    assert!(by_device > by_sim, "{by_device} by device, {by_sim} by SIM");
+    run.stop().await;
+}
+
+/// A device that upstream's device paths do not know is followed by what events tell.
+#[tokio::test(start_paused = true)]
+async fn the_move_of_a_device_that_upstream_does_not_know_is_told_from_events() {
+    let rig = rig(Faults::default()).await;
+    let origin = rig.clock.now() - SignedDuration::from_hours(24);
+    let fleet = rig.sim.fleet();
+    let [first, second] = [&fleet[0].iccid, &fleet[1].iccid];
+    let connect = |iccid: &str| EventSpec {
+        iccid: Some(iccid.to_owned()),
+        event_type: Some("connection".into()),
+        overlay: serde_json::json!({"device_id": "meter of ours"}).as_object().cloned().unwrap(),
+        ..EventSpec::default()
+    };
+    let run = rig.run();
+    rig.sim.inject(connect(first));
+    tokio::time::sleep(std::time::Duration::from_secs(600)).await;
+    rig.sim.inject(connect(second));
+    let link = linked(&rig, SignedDuration::from_secs(120)).await;
+    assert_eq!(link["iccid"], second.as_str());
+    assert_eq!(link["device_id"], "meter of ours");
+    assert_eq!(link["details"]["previous_iccid"], first.as_str());
+    assert_eq!(link["details"]["device_name"], Value::Null);
+    comes_true(&rig, origin).await;
+    run.kill().await;
+    let run = rig.run();
+    tokio::time::sleep(std::time::Duration::from_secs(600)).await;
+    assert_eq!(links(&rig).len(), 1, "once, over a restart");
+    run.stop().await;
+}
