@@ -87,6 +87,16 @@ bugs! {
     ForgetErased = "forget_erased",
     /// An erasure leaves the old index beside the new segment until it has written another.
     KeepOldSidecar = "keep_old_sidecar",
+    /// A list of sessions is whole once as many rows were read as upstream says it has.
+    CountRows = "count_rows",
+    /// The roll-up of a day is written over the one before it.
+    RollUpInPlace = "roll_up_in_place",
+    /// The copy of a webhook's position leaves out what is on its way.
+    ForgetOnItsWay = "forget_on_its_way",
+    /// A gateway that was taken for dead goes on with the webhooks that it had.
+    OutliveTerm = "outlive_term",
+    /// A name with one address that is allowed is allowed with all of them.
+    CheckOneAddress = "check_one_address",
 }
 
 /// Whether a bug is on: never, outside of tests.

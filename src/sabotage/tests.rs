@@ -79,6 +79,23 @@ const CAUGHT: &[(Bug, u8, &str)] = &[
         4,
         "log::tests::erase::power_lost_at_any_step_of_an_erasure_loses_nothing_of_others_and_the_next_one_finishes_it",
     ),
+    (
+        Bug::CountRows,
+        1,
+        "ingest::sims::walk::tests::a_list_that_ignores_offsets_is_never_taken_for_the_whole",
+    ),
+    (Bug::RollUpInPlace, 1, "views::rollup::tests::whatever_is_killed_everything_is_counted_once"),
+    (
+        Bug::ForgetOnItsWay,
+        5,
+        "webhooks::feed::tests::nothing_is_lost_or_sent_again_but_what_was_settled_since_the_last_copy",
+    ),
+    (
+        Bug::OutliveTerm,
+        5,
+        "webhooks::ownership::tests::who_was_taken_for_dead_owns_nothing_of_before_however_late_it_notices",
+    ),
+    (Bug::CheckOneAddress, 5, "webhooks::guard::tests::a_name_that_changes_its_mind_leads_nowhere_else"),
 ];
 
 /// Why a bug counts as not caught.

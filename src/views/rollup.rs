@@ -49,6 +49,7 @@ use crate::{
     bus::Fill,
     event::{Cursor, Predicate, StoredEvent},
     log::{CursorState, Hole, Log, ReadPage, follow::Follower},
+    sabotage::{self, Bug},
 };
 
 /// Cells in memory at which they are committed; about 30 MiB.
@@ -291,7 +292,7 @@ impl Rollup {
                 None => {}
                 Some(more) => cells.add(more),
             }
-            let number = number.unwrap_or_default() + 1;
+            let number = number.unwrap_or_default() + u64::from(!sabotage::on(Bug::RollUpInPlace));
             self.0.store.write_day(day, number, codec::encode(&cells, &names))?;
             kept.files.insert(day, number);
         }

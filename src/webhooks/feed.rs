@@ -24,7 +24,11 @@ use smallvec::SmallVec;
 use tokio::time::{Duration, Instant};
 
 use super::endpoint::{BatchRule, Ordering};
-use crate::{event::identity::FieldHasher, hub::frame::Item};
+use crate::{
+    event::identity::FieldHasher,
+    hub::frame::Item,
+    sabotage::{self, Bug},
+};
 
 /// Bytes of events in one batch, at most; a single event may be larger.
 const BATCH_BYTES_MAX: usize = 256 * 1024;
@@ -174,7 +178,8 @@ impl Feed {
 
     /// What must be known after a restart.
     pub fn save(&self, now: Instant, now_us: i64) -> Saved {
-        let pending = self.units.values().map(|unit| SavedUnit {
+        let is_kept = |unit: &&Unit| !(unit.in_flight && sabotage::on(Bug::ForgetOnItsWay));
+        let pending = self.units.values().filter(is_kept).map(|unit| SavedUnit {
             members: unit.members.clone(),
             lane: unit.lane,
             attempts: unit.attempts,
