@@ -1,5 +1,7 @@
 //! What an operator sees: logs on standard error, metrics as Prometheus text, and the answer to "is it well?".
 
+#[cfg(test)]
+pub(crate) mod captured;
 pub mod health;
 pub mod logs;
 pub mod metrics;

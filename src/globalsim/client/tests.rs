@@ -1,9 +1,5 @@
 //! Every way in which an answer can go wrong, over a real socket.
 
-use std::io::Write;
-
-use parking_lot::Mutex;
-
 use super::{
     script::{Reply, Server, answer, json},
     *,
@@ -14,6 +10,7 @@ use crate::{
         BudgetConfig, Kind, Secret,
         budget::{BURST_MAX, Class},
     },
+    observability::captured::Captured,
 };
 
 const KEY: &str = "wayscloud_pat_5ecret";
@@ -415,29 +412,9 @@ async fn https_is_possible() {
     Client::new(config, gate, clock::system()).unwrap();
 }
 
-/// Everything that is logged while a test runs on this thread.
-#[derive(Clone, Default)]
-struct Captured(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Captured {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
 #[tokio::test]
 async fn the_key_is_in_no_log_error_or_debug_text() {
-    let logged = Captured::default();
-    let writer = logged.clone();
-    let subscriber = tracing_subscriber::fmt()
-        .with_max_level(tracing::Level::TRACE)
-        .with_writer(move || writer.clone())
-        .finish();
-    let _guard = tracing::subscriber::set_default(subscriber);
+    let (logged, _guard) = Captured::start();
     let echo = format!(r#"{{"detail":"key {KEY} is not valid"}}"#);
     let page = format!("<p>{KEY}</p>");
     let (server, client) = scripted([
@@ -457,7 +434,7 @@ async fn the_key_is_in_no_log_error_or_debug_text() {
     }
     assert!(server.seen().iter().all(|head| head.contains(KEY)), "it is sent");
     assert!(shown.contains("key *** is not valid") && !shown.contains("5ecret"), "{shown}");
-    let logged = String::from_utf8(logged.0.lock().clone()).unwrap();
+    let logged = logged.text();
     assert!(logged.contains("upstream refused a request for its rate"), "{logged}");
     assert!(!logged.contains("5ecret"), "{logged}");
 }

@@ -45,8 +45,18 @@ pub struct Devices {
 struct Device {
     due: Timestamp,
     failures: u32,
-    /// Its SIM's sessions can't be had by its id.
-    by_sim: bool,
+    lists: Lists,
+}
+
+/// Whether the sessions of its SIM may be asked for by its id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Lists {
+    #[default]
+    Now,
+    /// Asking failed. Other answers come first, so that a path that is broken keeps no SIM from being read.
+    AfterLookUp,
+    /// The answer named another SIM or none, or there is no such path or device.
+    AfterMove,
 }
 
 impl Devices {
@@ -75,6 +85,11 @@ impl Devices {
 
     fn looked_up(&mut self, id: &str, at: Timestamp) {
         self.set(id, after(at, EVERY), 0);
+        if let Some(device) = self.devices.get_mut(id)
+            && device.lists == Lists::AfterLookUp
+        {
+            device.lists = Lists::Now;
+        }
     }
 
     fn failed(&mut self, id: &str, now: Timestamp) {
@@ -92,12 +107,12 @@ impl Devices {
 
     /// Whether the sessions of its SIM may be asked for by its id.
     pub fn lists(&self, id: &str) -> bool {
-        self.devices.get(id).is_some_and(|device| !device.by_sim)
+        self.devices.get(id).is_some_and(|device| device.lists == Lists::Now)
     }
 
-    fn set_lists(&mut self, id: &str, lists: bool) {
+    fn set_lists(&mut self, id: &str, lists: Lists) {
         if let Some(device) = self.devices.get_mut(id) {
-            device.by_sim = !lists;
+            device.lists = lists;
         }
     }
 }
@@ -108,7 +123,7 @@ fn after(at: Timestamp, by: SignedDuration) -> Timestamp {
 
 impl Task<'_> {
     /// A page of a SIM's sessions by the device that it is in: one request that also says whether it still is. None
-    /// where that can't be had this way; then the SIM itself is to be asked, and for this device from now on.
+    /// where that can't be had this way; then the SIM itself is to be asked, and for some time to come ([`Lists`]).
     pub(super) async fn page_by_device(
         &mut self,
         id: &str,
@@ -118,7 +133,7 @@ impl Task<'_> {
         match self.session.upstream.device_sessions(id, offset).await {
             Ok(answer) if answer.iccid.as_ref() == Some(iccid) => Ok(Some(answer.page)),
             Ok(answer) => {
-                self.devices.set_lists(id, false);
+                self.devices.set_lists(id, Lists::AfterMove);
                 if answer.iccid.is_some() {
                     self.devices.moved(id, self.session.clock.now());
                 }
@@ -128,9 +143,13 @@ impl Task<'_> {
             Err(error) if matches!(error.kind(), Kind::Auth | Kind::RateLimited | Kind::BudgetExhausted) => {
                 Err(error)
             }
+            Err(error) if is_unknown(&error) => {
+                self.devices.set_lists(id, Lists::AfterMove);
+                Ok(None)
+            }
             Err(error) => {
-                self.devices.set_lists(id, false);
-                if is_unknown(&error) { Ok(None) } else { Err(error) }
+                self.devices.set_lists(id, Lists::AfterLookUp);
+                Err(error)
             }
         }
     }
@@ -173,7 +192,7 @@ impl Task<'_> {
                 let event = self.linked(&link, answer.as_ref(), shown);
                 self.session.intake.derive(vec![event], Via::Devices).await?;
                 self.session.intake.settle().await?;
-                self.devices.set_lists(id, true);
+                self.devices.set_lists(id, Lists::Now);
             }
             if answer.is_some() {
                 self.roster.note(iccid, id, now.as_microsecond());
@@ -258,5 +277,23 @@ mod tests {
         assert_eq!(devices.next(at(24)), None);
         assert_eq!(devices.next(at(25)).as_deref(), Some("new"));
         assert_eq!(devices.len(), 2);
+    }
+
+    #[test]
+    fn a_device_whose_list_failed_is_asked_again_after_a_look_up_and_one_that_named_another_sim_after_a_move()
+    {
+        let at = |hours: i64| Timestamp::from_second(1_700_000_000 + hours * 3_600).unwrap();
+        let mut devices = Devices::default();
+        assert!(!devices.lists("stranger"));
+        devices.know("meter", None);
+        assert!(devices.lists("meter"));
+        devices.set_lists("meter", Lists::AfterLookUp);
+        devices.failed("meter", at(0));
+        assert!(!devices.lists("meter"));
+        devices.looked_up("meter", at(1));
+        assert!(devices.lists("meter"));
+        devices.set_lists("meter", Lists::AfterMove);
+        devices.looked_up("meter", at(2));
+        assert!(!devices.lists("meter"));
     }
 }

@@ -1,9 +1,5 @@
 //! What the poller writes for operators holds no number of a subscriber and no key, whatever upstream sends.
 
-use std::{io, sync::Arc};
-
-use parking_lot::Mutex;
-
 use super::{
     backfilled,
     rig::{Rig, quiet},
@@ -11,33 +7,13 @@ use super::{
 };
 use crate::{
     globalsim::simulator::{DEFAULT_API_KEY, faults::Lists},
-    observability::metrics::Metrics,
+    observability::{captured::Captured, metrics::Metrics},
 };
-
-#[derive(Clone, Default)]
-struct Captured(Arc<Mutex<Vec<u8>>>);
-
-impl io::Write for Captured {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
 
 #[tokio::test(start_paused = true)]
 async fn neither_logs_nor_metrics_hold_a_number_of_a_subscriber_or_the_key() {
     let metrics = Metrics::install().unwrap();
-    let logged = Captured::default();
-    let writer = logged.clone();
-    let subscriber = tracing_subscriber::fmt()
-        .with_max_level(tracing::Level::TRACE)
-        .with_writer(move || writer.clone())
-        .finish();
-    let _guard = tracing::subscriber::set_default(subscriber);
+    let (logged, _guard) = Captured::start();
     let content = faults::Content {
         duplicate_id: 0.1,
         missing_id: 0.1,
@@ -62,7 +38,7 @@ async fn neither_logs_nor_metrics_hold_a_number_of_a_subscriber_or_the_key() {
     run.until("refused", |status| status.state == UpstreamState::AuthFailed).await;
     let status = run.status.borrow().clone();
     run.stop().await;
-    let logged = String::from_utf8(logged.0.lock().clone()).unwrap();
+    let logged = logged.text();
     assert!(
         logged.contains("requests to upstream fail") && logged.contains("refuses the API key"),
         "{logged}"

@@ -3,7 +3,10 @@
 //! `cargo bench --bench report`. `SIMCAST_BENCH_EVENTS` (default 5,000,000) of `SIMCAST_BENCH_SIMS` (20,000) over 30
 //! days go through a log in memory that keeps less than a day of them, and are counted along with it. The floor of
 //! counting is reading the same pages and looking at nothing but their keys; that of the report is reading its files.
-//! `SIMCAST_BENCH_DIR` is where these lie.
+//! `SIMCAST_BENCH_DIR` is where these lie. Then the same of the registry, for a fifth of the events and five times the
+//! SIMs.
+
+mod registry;
 
 use std::{
     fs,
@@ -38,7 +41,10 @@ fn main() -> Result<(), Failure> {
     let root = std::env::var_os("SIMCAST_BENCH_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
     let root = root.join(format!("simcast-bench-report-{}", std::process::id()));
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;
-    let result = runtime.block_on(run(&root, count, sims));
+    let result = runtime.block_on(async {
+        run(&root.join("rollup"), count, sims).await?;
+        registry::run(&root.join("registry"), count / 5, sims * 5).await
+    });
     fs::remove_dir_all(&root)?;
     result
 }
@@ -154,14 +160,16 @@ async fn run(root: &Path, count: u64, sims: u64) -> Result<(), Failure> {
         "log keeps {} of {count} events; roll-ups on disk {:.1} MiB; cells in memory at most {cells}; VmHWM {} MiB",
         log.bounds().events,
         rollup.size().0 as f64 / f64::from(1 << 20),
-        peak_mib()?
+        memory_mib("VmHWM")?
     );
     reports(&rollup, root, count)
 }
 
-fn peak_mib() -> Result<u64, Failure> {
+/// A line of this process's status.
+fn memory_mib(name: &str) -> Result<u64, Failure> {
     let status = fs::read_to_string("/proc/self/status")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).ok_or("no VmHWM")?;
+    let line =
+        status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).ok_or("no such line")?;
     Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? / 1_024)
 }
 
