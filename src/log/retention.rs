@@ -63,14 +63,24 @@ impl Log {
 
     /// How many of the oldest segments must go.
     fn excess(&self, sealed: &[Arc<Segment>], now: Timestamp) -> usize {
-        let active = self.state.read().active.index.end;
+        let (active, active_from) = {
+            let active = &self.state.read().active;
+            (active.index.end, active.index.summary(active.base_seq, active.last_seq).observed)
+        };
         let mut bytes = active + sealed.iter().map(|segment| segment.summary.bytes).sum::<u64>();
         let held = *self.held.lock();
         let mut count = 0;
-        for segment in sealed {
+        for (n, segment) in sealed.iter().enumerate() {
+            // One of which nothing can be read is as old as what follows it; else its damage would go unannounced.
+            let following = || {
+                let spans = sealed[n + 1..].iter().map(|segment| segment.summary.observed);
+                spans.chain([active_from]).flatten().next().map(|(first, _)| first)
+            };
+            let newest = newest_us(segment).or_else(following);
             let is_held = held.is_some_and(|seq| seq < segment.summary.last_seq);
             let factor = if is_held { HELD_FACTOR } else { 1 };
-            let old = days_since(segment, now) >= i64::from(self.options.retention_days) * factor as i64;
+            let days = i64::from(self.options.retention_days) * factor as i64;
+            let old = newest.is_some_and(|newest| days_since(newest, now) >= days);
             if !old && bytes <= self.options.retention_bytes.saturating_mul(factor) {
                 break;
             }
@@ -88,7 +98,7 @@ impl Log {
     fn retire(&self, segment: &Segment, now: Timestamp) -> io::Result<()> {
         let base_seq = segment.summary.base_seq;
         let mut ids = None;
-        if days_since(segment, now) < self.ids_days() {
+        if newest_us(segment).is_some_and(|newest| days_since(newest, now) < self.ids_days()) {
             let sidecar = segment.sidecar().ok_or_else(|| io::Error::other("a sidecar is missing"))?;
             let name = ids_name(base_seq);
             let written = write_atomically(&*self.disk, &name, &encode_ids(&sidecar, self.incarnation));
@@ -137,10 +147,14 @@ impl Log {
     }
 }
 
-/// Whole days since the newest event of a segment.
-fn days_since(segment: &Segment, now: Timestamp) -> i64 {
-    let newest = segment.summary.observed.map_or(i64::MIN, |(_, last)| last);
-    now.as_microsecond().saturating_sub(newest).max(0) / DAY_US
+/// When the newest event of a segment was appended, microseconds since the epoch; None where none can be read.
+fn newest_us(segment: &Segment) -> Option<i64> {
+    segment.summary.observed.map(|(_, last)| last)
+}
+
+/// Whole days since a time, microseconds since the epoch.
+fn days_since(at_us: i64, now: Timestamp) -> i64 {
+    now.as_microsecond().saturating_sub(at_us).max(0) / DAY_US
 }
 
 /// Removes a segment's files, the segment first: a sidecar alone is removed by the next start.

@@ -300,6 +300,28 @@ fn the_whole_log_is_read_through_in_turn() {
     assert_eq!(damaged(&log), [1]);
 }
 
+/// Nothing says how old it is; it is as old as what follows it, and goes with that.
+#[test]
+fn a_segment_of_which_nothing_can_be_read_is_announced_before_retention_takes_it() {
+    for place in 0..2 {
+        let files = some_log(true).contents();
+        let disk = holding(&files);
+        let name = files.keys().filter(|name| name.ends_with(".seg")).nth(place).unwrap();
+        disk.flip(&name.replace(".seg", ".idx"), 20, 1);
+        for byte in 40..files[name].len() {
+            disk.flip(name, byte, 1);
+        }
+        let lost = repair(&disk, name);
+        assert!(lost.len() > 1, "{lost:?}");
+        let log = open(&disk);
+        let days = i64::from(log.options.retention_days);
+        log.maintain(second(LAST + days as u64 * 86_400 - 60)).unwrap();
+        assert_eq!(damaged(&log), lost);
+        log.maintain(second(LAST + days as u64 * 86_400 + 60)).unwrap();
+        assert_eq!(damaged(&log), [0u64; 0]);
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]
