@@ -40,7 +40,7 @@ fn main() -> Result<(), Failure> {
     let (count, sims) = (number("SIMCAST_BENCH_EVENTS", 5_000_000)?, number("SIMCAST_BENCH_SIMS", 20_000)?);
     let root = std::env::var_os("SIMCAST_BENCH_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
     let root = root.join(format!("simcast-bench-report-{}", std::process::id()));
-    let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
     let result = runtime.block_on(async {
         run(&root.join("rollup"), count, sims).await?;
         registry::run(&root.join("registry"), count / 5, sims * 5).await
