@@ -1,7 +1,7 @@
 //! Which SIM is in a device: looked up when the device is first met, when events or its sessions show it with another
 //! SIM, and once a day. What is told: `sim_linked`, when it is another SIM than the one told or seen before. The
 //! sessions of a SIM in a known device are asked for by the device, since that answer names the SIM too: so a move shows
-//! where a session is open within minutes, not within a day, at no request of its own.
+//! at the next read of them, at no request of its own.
 
 use std::{
     collections::{BTreeSet, HashMap},

@@ -182,12 +182,8 @@ async fn a_device_that_moves_is_told_once_and_events_without_a_device_get_it() {
     tokio::time::sleep(std::time::Duration::from_secs(600)).await;
     assert!(rig.sim.relink(&device, &to.iccid));
     rig.sim.inject(connect(&to.iccid, Value::Null));
-    let linked = |logged: &[Logged]| {
-        let all = logged.iter().filter(|event| event.data("event_type") == "sim_linked");
-        all.map(|event| event.body["data"].clone()).collect::<Vec<_>>()
-    };
     let deadline = rig.clock.now() + PATIENCE;
-    while linked(&rig.logged()).is_empty() {
+    while links(&rig).is_empty() {
         assert!(rig.clock.now() < deadline, "the move was never told");
         tokio::time::sleep(std::time::Duration::from_secs(1)).await;
     }
@@ -198,7 +194,7 @@ async fn a_device_that_moves_is_told_once_and_events_without_a_device_get_it() {
     run.seen(rig.clock.now()).await;
     tokio::time::sleep(std::time::Duration::from_secs(600)).await;
     let logged = rig.logged();
-    let told = linked(&logged);
+    let told = links(&rig);
     assert_eq!(told.len(), 1, "{told:?}");
     assert_eq!(told[0]["iccid"], to.iccid.as_str());
     assert_eq!(told[0]["device_id"], device.as_str());
